@@ -1,0 +1,1 @@
+"""The SSH door: keys, the forced command, the embedded server."""

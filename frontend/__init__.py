@@ -1,0 +1,1 @@
+"""The HTTP frontend: HTTP in, Mongrel2-style ZeroMQ out. Knows nothing of git or processes."""
