@@ -9,7 +9,7 @@ import re
 
 from bareku.errors import BarekuError
 
-MAX_APP_NAME = 40  # leaves room for `<app>.<domain>` inside a 63-octet DNS label and for our suffixes
+MAX_APP_NAME = 40  # leaves room in a 63-octet DNS label
 RESERVED_APPS = frozenset({"admin", "bareku", "git", "localhost", "www-data"})
 
 _APP = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")

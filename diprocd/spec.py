@@ -27,7 +27,7 @@ class Stop(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ready(Struct, frozen=True, forbid_unknown_fields=True):
-    """When a process counts as ready: after some seconds up, when its port listens, or its file is there.
+    """When a process counts as ready: some seconds up, its port listens, its file is there.
 
     All that are asked for must hold; not ready within `timeout_s` is a failed start.
     """
@@ -63,7 +63,7 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One release of an app that shall run: slug, environment, process types.
 
     `slug` is the uuid of an image in each node's slug folder, or None for programs of the host.
-    `token` is the secret a handler shows in its hello, so that no other app can answer for this one.
+    `token` is what a handler shows in its hello, so that no other app can answer for it.
     """
 
     slug: str | None = None
@@ -87,7 +87,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Route(Struct, frozen=True, forbid_unknown_fields=True):
-    """Requests for `host` (exact, `*.suffix`, or `*` for the rest) under `prefix` go to this release."""
+    """Requests for `host` (exact, `*.suffix`, `*` for the rest) under `prefix` go to a release."""
 
     host: str
     app: str
@@ -163,7 +163,7 @@ class RouteDocument(Struct, frozen=True, kw_only=True):
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`diprocd-client.json`: six keys of the 2012 note, then ours. Client and worker read the same file.
+    """`diprocd-client.json`: six keys of the 2012 note, then ours; client and worker read it.
 
     `%H` in `node_name` is the host name, `%%` a percent sign.
     """
