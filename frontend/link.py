@@ -24,7 +24,7 @@ class Kind(bytes, Enum):
     HELLO = b"H"  # payload: JSON Hello
     REPLY = b"P"  # flags; payload: a Mongrel2 reply
     REFUSE = b"N"  # request; it was never given to the app: send it to another handler
-    FAIL = b"F"  # request, status; the app took it and broke (502) or is too slow (504); at any time
+    FAIL = b"F"  # request, status; the app took it and broke (502) or is too slow (504)
     GRANT = b"K"  # request, bytes; so much more of the request body may be sent
     CAPACITY = b"C"  # n: so many requests at once from now on
     GOODBYE = b"G"  # no new requests, please; those sent are still answered
