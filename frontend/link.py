@@ -16,6 +16,8 @@ PROTOCOL = 1
 END = 1  # flag of REPLY and BODY: nothing follows for this request
 MORE = 1  # flag of REQUEST: the body follows in BODY messages
 WINDOW = 262_144  # bytes of a reply that may be sent before its first CREDIT; bodies have none
+INLINE = 65_536  # bytes of the body that a REQUEST carries at most
+SILENCE_S = 3.0  # a peer that was silent for so long is taken for dead; a handler beats each second
 
 
 class Kind(bytes, Enum):
