@@ -31,6 +31,10 @@ MAY_IMPORT = {
 
 # values in, values out
 PURE = {
+    "appnode/census.py",
+    "appnode/forward.py",
+    "appnode/greeting.py",
+    "appnode/response.py",
     "bareku/envfile.py",
     "bareku/names.py",
     "bareku/procfile.py",
