@@ -50,6 +50,10 @@ PURE = {
     "frontend/mongrel2.py",
     "frontend/router.py",
     "frontend/tnetstring.py",
+    "frontend/zmtp.py",
+    "frontend/wheel.py",
+    "frontend/reply.py",
+    "frontend/metrics.py",
 }
 IMPURE_IMPORTS = {
     "asyncio", "fcntl", "glob", "os", "pathlib", "random", "secrets", "select", "selectors",

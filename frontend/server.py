@@ -1,0 +1,301 @@
+"""`bareku-frontend`: the daemon, its sockets and its clockwork."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from bareku import __version__
+from bareku.config import load
+from bareku.daemon import Presence
+from bareku.errors import BarekuError
+from bareku.log import event, setup
+from frontend.client import Connection, Listener
+from frontend.config import Config
+from frontend.control import Master, Routes
+from frontend.exchange import Exchange
+from frontend.journal import Journal, Writer, as_json, combined
+from frontend.linkdoor import Link
+from frontend.metrics import Metrics
+from frontend.peers import listen
+from frontend.router import RouteDocument, Table
+from frontend.wheel import Wheel
+
+log = logging.getLogger("frontend")
+
+TICK_S = 0.25
+STATUS_S = 5.0
+BACKLOG = 4096
+
+
+class Server:
+    """All parts of a running frontend."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._config = config
+        self._name = name
+        self._loop = loop
+        self._stopping = asyncio.Event()
+        self.metrics = Metrics()
+        self.exchange = Exchange(
+            config, time.monotonic, random.SystemRandom().randrange(1, 2**30), self.metrics
+        )
+        self._wheel = Wheel(time.monotonic(), TICK_S)
+        self._writer = _writer(config)
+        self._journal = Journal(self.metrics, time.monotonic, self._writer)
+        self.link = Link(self.exchange, str(uuid.uuid4()).encode(), name)
+        self._routes = Routes(Path(config.routes), self._use)
+        self._presence = Presence(Path(config.run), "frontend")
+        self._listeners: list[Listener] = []
+        self._servers: list[asyncio.Server] = []
+        self._link_server: asyncio.Server | None = None
+        self._master: Master | None = None
+        self._reported: object = None
+        self._report_at = 0.0
+        self._status_at = 0.0
+
+    def _use(self, document: RouteDocument) -> None:
+        self.exchange.swap(Table(document.routes))
+        self.link.recheck()
+        self._status_at = self._report_at = 0.0
+
+    async def run(self) -> None:
+        """Serve until TERM or INT, then finish what is in flight."""
+        self._presence.write("starting")
+        try:
+            self._routes.poll()
+            await self._open()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._stopping.set)
+            self._loop.add_signal_handler(signal.SIGHUP, self._reopen)
+            log.info(event("frontend started", name=self._name, listen=",".join(self._addresses())))
+            while not self._stopping.is_set():
+                self._tick()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), TICK_S)
+            await self._drain()
+        finally:
+            await self._close()
+
+    async def _open(self) -> None:
+        inherited = inherited_sockets()
+        config = self._config
+        link = next((sock for name, sock in inherited if name == "link"), None)
+        self._link_server = await _bound(
+            config.link, listen(config.link, self.link.peer, inherited=link)
+        )
+        web = [sock for name, sock in inherited if name != "link"]
+        if not web:
+            addresses = [config.listen] if isinstance(config.listen, str) else config.listen
+            web = [bind(address) for address in addresses]
+        prefix = secrets.token_hex(4) + "-"
+        for sock in web:
+            port = sock.getsockname()[1] if sock.family != socket.AF_UNIX else 80
+            listener = Listener(self.exchange, self._wheel, self._journal, scheme="http", port=port)
+            listener.id_prefix = prefix
+            self._listeners.append(listener)
+            self._servers.append(
+                await self._loop.create_server(listener, sock=sock, backlog=BACKLOG)
+            )
+        self._master = Master(
+            self._name,
+            config.master_updates,
+            config.master_stats,
+            self._routes,
+            lambda: self.metrics.count("bad_updates"),
+        )
+
+    def _addresses(self) -> list[str]:
+        return [_address(server) for server in self._servers]
+
+    # the clockwork
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for entry in list(self._wheel.expired(now)):
+            cast("Connection", entry).expire()
+        self.link.tick(now)
+        self._journal.flush()
+        self._routes.poll()
+        handlers, inflight = self.exchange.dispatcher.counts()
+        self._report(now, handlers, inflight)
+        held, error = self.exchange.dispatcher.held, self._routes.error
+        seen = (handlers, error, self._routes.version, bool(held))
+        if seen != self._reported or now >= self._status_at:
+            self._reported = seen
+            self._status_at = now + STATUS_S
+            self._write_status(handlers, inflight)
+
+    def _report(
+        self, now: float, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
+    ) -> None:
+        """Tell the master every 5 s, and at once when handlers, table or drained releases change."""
+        busy = {(app, v): bool(n) for app, counts in inflight.items() for v, n in counts.items()}
+        news = (handlers, busy, self._routes.version)
+        if now >= self._report_at or news != self._news:
+            self._news = news
+            self._report_at = now + STATUS_S * random.uniform(0.9, 1.1)  # noqa: S311 # only spread
+            if self._master is not None:
+                self._master.report(handlers, inflight)
+
+    _news: object = None
+
+    def _write_status(
+        self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
+    ) -> None:
+        exchange = self.exchange
+        error = self._routes.error
+        self._presence.write(
+            "degraded" if error else "ok",
+            error,
+            name=self._name,
+            listen=self._addresses(),
+            link=_address(self._link_server) if self._link_server else None,
+            epoch=self._routes.epoch,
+            have=self._routes.version,
+            handlers=handlers,
+            inflight=inflight,
+            held=exchange.dispatcher.held,
+            connections=sum(len(listener.connections) for listener in self._listeners),
+            counters=self.metrics.counters,
+        )
+
+    def _reopen(self) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.reopen()
+            except BarekuError as exc:
+                log.error(event("access log not reopened", reason=exc))
+
+    # the end
+
+    async def _drain(self) -> None:
+        """Accept no more, answer what is here, tell the handlers."""
+        self.exchange.is_closing = True
+        for server in self._servers:
+            server.close()
+        connections = [conn for listener in self._listeners for conn in listener.connections]
+        for connection in connections:
+            connection.end()
+        deadline = time.monotonic() + self._config.timeouts.drain_s
+        while any(listener.connections for listener in self._listeners):
+            if time.monotonic() >= deadline:
+                log.warning(event("drain ended early", left=len(connections)))
+                break
+            self._tick()
+            await asyncio.sleep(0.02)
+        log.info(event("frontend stopped"))
+
+    async def _close(self) -> None:
+        self.link.close(farewell=True)
+        for server in [*self._servers, *([self._link_server] if self._link_server else [])]:
+            server.close()
+        for listener in self._listeners:
+            for connection in list(listener.connections):
+                connection.kill()
+        await asyncio.sleep(0)
+        if self._master is not None:
+            self._master.close()
+        self._journal.flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._presence.close()
+
+
+def _writer(config: Config) -> Writer | None:
+    if config.access_log is None:
+        return None
+    path = Path("/dev/stdout" if config.access_log == "-" else config.access_log)
+    return Writer(path, as_json if config.access_format == "json" else combined)
+
+
+def bind(address: str) -> socket.socket:
+    """A bound socket for `host:port`. Raises BarekuError naming the address."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
+        sock.bind((host or "::", int(port)))
+    except (OSError, ValueError, OverflowError) as exc:
+        sock.close()
+        raise BarekuError(f"cannot listen on {address!r}: {exc}") from exc
+    return sock
+
+
+def inherited_sockets() -> list[tuple[str, socket.socket]]:
+    """Listening sockets that whoever started us opened: `(name, socket)` (sd_listen_fds(3))."""
+    environ = os.environ
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environ.pop(variable, None)
+    sockets = []
+    for index in range(count):
+        sock = socket.socket(fileno=3 + index)
+        sock.set_inheritable(False)
+        sockets.append((names[index] if index < len(names) else "", sock))
+    return sockets
+
+
+async def _bound(endpoint: str, server: object) -> asyncio.Server:
+    try:
+        return await server  # type: ignore[misc, no-any-return]
+    except (OSError, ValueError, OverflowError) as exc:
+        raise BarekuError(f"cannot listen on {endpoint!r}: {exc}") from exc
+
+
+def _address(server: asyncio.Server) -> str:
+    name = server.sockets[0].getsockname() if server.sockets else ""
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return str(name)
+
+
+def main() -> None:
+    """The entry point."""
+    parser = argparse.ArgumentParser(prog="bareku-frontend", description=__doc__)
+    parser.add_argument("--config", required=True, type=Path, help="the configuration file (YAML)")
+    parser.add_argument("--check-config", action="store_true", help="check the file and exit")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log frames and decisions")
+    parser.add_argument("--version", action="version", version=__version__)
+    args = parser.parse_args()
+    try:
+        config = load(args.config, Config)
+        if args.check_config:
+            print(f"{args.config} is fine.")
+            return
+        setup(verbose=args.verbose)
+        name = config.name.replace("%H", socket.gethostname())
+        uvloop.run(_serve(config, name))
+    except BarekuError as exc:
+        sys.stderr.write(f"error: {exc.message}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
+        sys.exit(exc.exit_code)
+
+
+async def _serve(config: Config, name: str) -> None:
+    await Server(config, name).run()
+
+
+if __name__ == "__main__":
+    main()
