@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import msgspec
 import uvloop
-import zmq
 from msgspec import Meta, Struct
 
 from appnode.census import Key, Plan, Process, Worker, plan
@@ -120,10 +119,7 @@ class Connector:
         self.stopping = asyncio.Event()
         self.stopped = asyncio.Event()
         self._stop_by = 0.0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._links = [
-            Link(self._context, endpoint, on_change=self._changed) for endpoint in conf.frontends
-        ]
+        self._links = [Link(endpoint, on_change=self._changed) for endpoint in conf.frontends]
         self._watch = FileWatch(Path(conf.worker), self._read_worker)
         self._ticker = self._loop.call_soon(self._tick)
 
@@ -363,7 +359,6 @@ class Connector:
             with contextlib.suppress(Exception):
                 await self._writing
             await asyncio.sleep(0)
-        self._context.term()
 
 
 def is_stream(answer: object, now: float) -> bool:

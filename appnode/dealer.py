@@ -1,46 +1,39 @@
-"""A DEALER socket to one frontend: connects for ever, says when it is up and down.
+"""The DEALER of one link: connects for ever, says when it is up and down.
 
-Non-blocking pyzmq driven from the socket's descriptor. After each loss of the connection the
-socket is made anew, so that nothing said to the old frontend reaches the next one.
+ZMTP on the event loop itself: libzmq's thread and its signalling would cost a third more CPU, and
+a loss is known at once. `appnode.curve` is the same with encryption.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
-
-import zmq
-from zmq.utils.monitor import parse_monitor_message
+from typing import Protocol
 
 from bareku.log import event
+from frontend.link import SILENCE_S
+from frontend.peers import Peer
+from frontend.zmtp import COMMAND, MORE, frame
 
-BATCH = 200  # messages taken per wake-up, so that the other sockets get their turn
-REOPEN_FIRST_S = 0.05
-REOPEN_MOST_S = 1.0
-MAX_MESSAGE = 8 * 2**20
-_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_OPTIONS = (
-    (zmq.LINGER, 0),
-    (zmq.SNDHWM, 0),  # credits bound what is queued
-    (zmq.RCVHWM, 0),
-    (zmq.MAXMSGSIZE, MAX_MESSAGE),
-    (zmq.RECONNECT_IVL, 50),
-    (zmq.RECONNECT_IVL_MAX, 250),
-    (zmq.HANDSHAKE_IVL, 3000),
-    (zmq.HEARTBEAT_IVL, 1000),
-    (zmq.HEARTBEAT_TIMEOUT, 3000),
-    (zmq.HEARTBEAT_TTL, 3000),
-)
+AGAIN_FIRST_S = 0.05
+AGAIN_MOST_S = 0.25  # a frontend that comes back is found within this
+CONNECT_S = 3.0
+CHECK_S = 1.0
+_PING = frame(b"\x04PING\x00\x1e", COMMAND)  # a TTL of 3 s, in tenths
 
 log = logging.getLogger("appnode.link")
+
+
+class Wire(Protocol):
+    """A connection to a frontend that mends itself."""
+
+    is_up: bool
+    losses: int
+    garbage: int
+
+    def send(self, head: bytes, payload: bytes = b"") -> None: ...
+    def close(self) -> None: ...
 
 
 class Curve:
@@ -54,132 +47,109 @@ class Curve:
         self.server = server
 
 
+class _Client(Peer):
+    """A peer that notes when it last heard anything."""
+
+    def data_received(self, data: bytes) -> None:
+        self.seen = self._loop.time()
+        super().data_received(data)
+
+
 class Dealer:
-    """The socket. Callbacks: `on_up()`, `on_down()`, `on_message(head, payload)`."""
+    """The connection. Callbacks: `on_up()`, `on_down()`, `on_message(head, payload)`."""
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         *,
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         on_message: Callable[[bytes, bytes], None],
-        curve: Curve | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.is_up = False
         self.losses = 0
         self.garbage = 0
-        self._context = context
         self._on_up = on_up
         self._on_down = on_down
         self._on_message = on_message
-        self._curve = curve
         self._loop = asyncio.get_running_loop()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._reopening: asyncio.TimerHandle | None = None
-        self._reopen_s = REOPEN_FIRST_S
-        self._is_scheduled = False
-        self._open()
+        self._peer: Peer | None = None
+        self._ended = asyncio.Event()
+        self._task = self._loop.create_task(self._stay_connected())
 
-    def _open(self) -> None:
-        self._reopening = None
-        sock = self._context.socket(zmq.DEALER)
-        for option, value in _OPTIONS:
-            sock.setsockopt(option, value)
-        if self._curve is not None:
-            sock.curve_publickey = self._curve.public
-            sock.curve_secretkey = self._curve.secret
-            sock.curve_serverkey = self._curve.server
-        monitor = sock.get_monitor_socket(_EVENTS)
-        self._socket, self._monitor = sock, monitor
-        self._loop.add_reader(sock.FD, self._drain)
-        self._loop.add_reader(monitor.FD, self._watch)
-        sock.connect(self.endpoint)
-        self._loop.call_soon(self._watch)
+    async def _stay_connected(self) -> None:
+        wait_s = AGAIN_FIRST_S
+        while True:
+            self._ended.clear()
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    peer = await self._connect()
+            except OSError:
+                wait_s = min(wait_s * 2, AGAIN_MOST_S)
+            else:
+                wait_s = AGAIN_FIRST_S
+                await self._watch(peer)
+            await asyncio.sleep(wait_s)
+
+    async def _connect(self) -> Peer:
+        def make() -> Peer:
+            return _Client(self, b"DEALER", frozenset({b"ROUTER"}))
+
+        kind, _, address = self.endpoint.partition("://")
+        if kind == "ipc":
+            return (await self._loop.create_unix_connection(make, address))[1]
+        host, _, port = address.rpartition(":")
+        return (await self._loop.create_connection(make, host.strip("[]"), int(port)))[1]
+
+    async def _watch(self, peer: Peer) -> None:
+        """Until the connection ends, or nothing was heard for too long."""
+        try:
+            while not self._ended.is_set():
+                try:
+                    async with asyncio.timeout(CHECK_S):
+                        await self._ended.wait()
+                except TimeoutError:
+                    silent_s = self._loop.time() - peer.seen
+                    if silent_s > SILENCE_S:
+                        break
+                    if peer.is_open:
+                        peer.send(_PING)
+        finally:
+            peer.abort()
+
+    # what the peer tells
+
+    def on_open(self, peer: Peer) -> None:
+        self._peer = peer
+        self.is_up = True
+        log.info(event("frontend reached", endpoint=self.endpoint))
+        self._on_up()
+
+    def on_message(self, peer: Peer, parts: list[bytes]) -> None:
+        if len(parts) == 2:
+            self._on_message(parts[0], parts[1])
+        else:
+            self.garbage += 1
+
+    def on_gone(self, peer: Peer) -> None:
+        self._ended.set()
+        if self._peer is peer:
+            self._peer = None
+            self.is_up = False
+            self.losses += 1
+            log.warning(event("frontend lost", endpoint=self.endpoint))
+            self._on_down()
 
     def send(self, head: bytes, payload: bytes = b"") -> None:
         """Queue a message; nothing when there is no connection."""
-        if not self.is_up or self._socket is None:
-            return
-        with contextlib.suppress(zmq.Again):
-            self._socket.send(head, zmq.SNDMORE | zmq.DONTWAIT)
-            self._socket.send(payload, zmq.DONTWAIT)
-        if not self._is_scheduled:  # the descriptor is edge-triggered and a send may eat its edge
-            self._is_scheduled = True
-            self._loop.call_soon(self._drain)
-
-    def _drain(self) -> None:
-        self._is_scheduled = False
-        sock = self._socket
-        if sock is None:
-            return
-        recv, on_message = sock.recv, self._on_message
-        for _ in range(BATCH):
-            try:
-                head = recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            if not sock.getsockopt(zmq.RCVMORE):
-                self.garbage += 1
-                continue
-            payload = recv(zmq.DONTWAIT)
-            if sock.getsockopt(zmq.RCVMORE):
-                self.garbage += 1
-                while sock.getsockopt(zmq.RCVMORE):
-                    recv(zmq.DONTWAIT)
-                continue
-            on_message(head, payload)
-            if self._socket is not sock:
-                return
-        self._is_scheduled = True
-        self._loop.call_soon(self._drain)
-
-    def _watch(self) -> None:
-        monitor = self._monitor
-        while monitor is not None and self._monitor is monitor:
-            try:
-                frames = monitor.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            happened = parse_monitor_message(frames)["event"]
-            if happened == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._set_up()
-            else:
-                self._lose()
-
-    def _set_up(self) -> None:
-        if not self.is_up:
-            self.is_up = True
-            self._reopen_s = REOPEN_FIRST_S
-            log.info(event("frontend reached", endpoint=self.endpoint))
-            self._on_up()
-
-    def _lose(self) -> None:
-        if self.is_up:
-            log.warning(event("frontend lost", endpoint=self.endpoint))
-            self.losses += 1
-        self._close(linger_ms=0)
-        self._reopening = self._loop.call_later(self._reopen_s, self._open)
-        self._reopen_s = min(self._reopen_s * 2, REOPEN_MOST_S)
-
-    def _close(self, *, linger_ms: int) -> None:
-        was_up, self.is_up = self.is_up, False
-        sock, self._socket = self._socket, None
-        monitor, self._monitor = self._monitor, None
-        if sock is not None and monitor is not None:
-            self._loop.remove_reader(sock.FD)
-            self._loop.remove_reader(monitor.FD)
-            sock.disable_monitor()
-            monitor.close(linger=0)
-            sock.close(linger=linger_ms)
-        if was_up:
-            self._on_down()
+        if self._peer is not None:
+            self._peer.send(frame(head, MORE) + frame(payload))
 
     def close(self) -> None:
-        """For good; what is queued gets a moment."""
-        if self._reopening is not None:
-            self._reopening.cancel()
-        self._close(linger_ms=500)
+        """For good, after what was sent."""
+        self._task.cancel()
+        peer, self._peer = self._peer, None
+        self.is_up = False
+        if peer is not None:
+            peer.close()

@@ -14,9 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import zmq
-
-from appnode.dealer import Curve, Dealer
+from appnode.dealer import Curve, Dealer, Wire
 from appnode.forward import Forward, read
 from appnode.greeting import BEAT_S, HELLO_AGAIN_S, Event, Say, State, step
 from bareku.log import event
@@ -96,7 +94,6 @@ class Link:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         *,
         on_change: Callable[[], None],
@@ -111,14 +108,7 @@ class Link:
         self._answers: dict[int, Answer] = {}
         self._reply_heads: dict[int, tuple[bytes, bytes]] = {}
         self._ticker: asyncio.TimerHandle | None = None
-        self._dealer = Dealer(
-            context,
-            endpoint,
-            on_up=self._up,
-            on_down=self._down,
-            on_message=self._message,
-            curve=curve,
-        )
+        self._dealer = self._dial(curve)
         self._by_kind: dict[bytes, Callable[[int, tuple[int, ...], bytes], None]] = {
             Kind.REQUEST.value: self._request,
             Kind.BODY.value: self._body,
@@ -130,6 +120,14 @@ class Link:
             Kind.ECHO.value: self._echo,
         }
         self._tick()
+
+    def _dial(self, curve: Curve | None) -> Wire:
+        up, down, message = self._up, self._down, self._message
+        if curve is None:
+            return Dealer(self.endpoint, on_up=up, on_down=down, on_message=message)
+        from appnode.curve import CurveDealer  # libzmq is only loaded when it is needed
+
+        return CurveDealer(self.endpoint, curve, on_up=up, on_down=down, on_message=message)
 
     # handlers come and go
 
