@@ -35,6 +35,7 @@ PURE = {
     "appnode/forward.py",
     "appnode/greeting.py",
     "appnode/response.py",
+    "bareku/contents.py",
     "bareku/envfile.py",
     "bareku/names.py",
     "bareku/procfile.py",
