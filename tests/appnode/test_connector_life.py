@@ -129,7 +129,7 @@ def test_upgraded_connections_and_streams_do_not_count(rig: Any) -> None:
     connector.runs(app.entry)
     headers = {"connection": "upgrade", "upgrade": "websocket"}
     frontend.request("/ws", headers=headers)
-    assert frontend.wait(Kind.CAPACITY)[1] == (3,)
+    assert frontend.wait(Kind.CAPACITY, deadline_s=1.5)[1] == (3,)
     number = frontend.request("/chunked?n=2000&s=0.01")
     assert frontend.wait(Kind.CAPACITY)[1] == (4,)
     frontend.send(Kind.CANCEL, 0, number)

@@ -42,6 +42,22 @@ def test_keep_alive_follows_version_and_connection() -> None:
         assert reader.keep_alive is want, start
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ],
+)
+def test_bytes_after_the_end_spoil_the_connection(data: bytes) -> None:
+    assert read(data).keep_alive
+    assert not read(data + b"x").keep_alive
+    reader = read(data)
+    assert reader.feed(b"x") == b""
+    assert not reader.keep_alive
+
+
 def test_version_and_reason_are_kept_sane() -> None:
     assert out(b"HTTP/1.0 299 Fine by me\r\nContent-Length: 0\r\n\r\n").startswith(
         b"HTTP/1.1 299 Fine by me\r\n"
