@@ -17,6 +17,7 @@ from frontend.wheel import Wheel
 AHEAD = 65_536  # bytes read ahead of the request being answered
 WRITE_HIGH = 262_144
 WRITE_LOW = 65_536
+WRITE_MOST = 16 * 2**20
 LINGER_S = 2.0  # for a client that still sends when it was refused, so that it reads why
 PROGRESS = 1024  # bytes of a body that count as progress
 
@@ -60,6 +61,17 @@ class Listener:
         self.id_prefix = ""
         self.id_field = exchange.config.request_id
         self.ids = 0
+        self._lines: dict[str, bytes] = {}
+
+    def lines(self, remote: str) -> bytes:
+        """`facts` as tnetstring pairs; the same object for all connections of an address."""
+        lines = self._lines.get(remote)
+        if lines is None:
+            if len(self._lines) >= 1000:
+                self._lines.clear()
+            known = facts(remote, self.scheme, self.port).items()
+            lines = self._lines[remote] = b"".join(encode_pair(*item) for item in known)
+        return lines
 
     def __call__(self) -> Connection:
         return Connection(self)
@@ -98,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
         self.remote = peer[0] if isinstance(peer, tuple) else "127.0.0.1"
-        self._lines = about_client(self.remote, shared.scheme, shared.port)
+        self._lines = shared.lines(self.remote)
         shared.connections.add(self)
         if len(shared.connections) > shared.exchange.config.limits.connections:
             self._transport.write(page(503, close=True, fields="Retry-After: 1\r\n"))
@@ -314,12 +326,20 @@ class Connection(asyncio.Protocol):
 
     # answering
 
+    @property
+    def said(self) -> dict[str, str]:
+        return facts(self.remote, self._shared.scheme, self._shared.port)
+
     def is_writable(self) -> bool:
         return self._writable
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+        transport = self._transport
+        if transport is not None:
+            if not self._writable and transport.get_write_buffer_size() > WRITE_MOST:
+                transport.abort()  # handlers without credit sent more than is held for a slow client
+                return
+            transport.write(data)
 
     def upgraded(self) -> None:
         """The connection is a tunnel from now on."""
@@ -355,6 +375,14 @@ class Connection(asyncio.Protocol):
             self._close()
         else:
             self._next()
+
+    def hang_up(self, request: Request) -> None:
+        """Close without a further word."""
+        self._shared.exchange.forget(request)
+        self._finished(request, request.reply.status if request.reply else 502)
+        self._phase = Phase.LINGER
+        if self._transport is not None:
+            self._transport.close()
 
     def abort(self, request: Request) -> None:
         """Half an answer must not look like a whole one: reset instead of a clean end."""
@@ -464,14 +492,14 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
 
 
-def about_client(remote: str, scheme: str, port: int) -> bytes:
-    """What handlers are told of the client's connection, as tnetstring pairs."""
+def facts(remote: str, scheme: str, port: int) -> dict[str, str]:
+    """What handlers are told of the client's connection."""
     node = f'"[{remote}]"' if ":" in remote else remote
-    return (
-        encode_pair("REMOTE_ADDR", remote)
-        + encode_pair("URL_SCHEME", scheme)
-        + encode_pair("x-forwarded-for", remote)
-        + encode_pair("x-forwarded-proto", scheme)
-        + encode_pair("x-forwarded-port", str(port))
-        + encode_pair("forwarded", f"for={node};proto={scheme}")
-    )
+    return {
+        "REMOTE_ADDR": remote,
+        "URL_SCHEME": scheme,
+        "x-forwarded-for": remote,
+        "x-forwarded-proto": scheme,
+        "x-forwarded-port": str(port),
+        "forwarded": f"for={node};proto={scheme}",
+    }

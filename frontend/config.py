@@ -29,7 +29,7 @@ class Door(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     protocol: Literal["json", "tnetstring"] = "json"
     kind: Literal["pair", "shared"] = "pair"
     window: Positive = 1
-    content_length: Size = 20_480
+    content_length: Annotated[int, Meta(ge=0, le=65_536)] = 20_480  # of a request body
 
 
 class Timeouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -209,6 +209,19 @@ class Dispatcher(Generic[R]):
         self._tidy(handler.key)
         return lost
 
+    def move(self, handler: Handler[R], key: Key) -> None:
+        """A handler answers for another release from now on; its leases stay."""
+        old = handler.key
+        pool = self.pools[old]
+        pool.handlers.pop(handler, None)
+        pool.place(handler)
+        handler.key = key
+        self._tidy(old)
+        pool = self.pool(key)
+        pool.handlers[handler] = None
+        pool.place(handler)
+        self._serve(pool)
+
     def drain(self, handler: Handler[R]) -> None:
         """No new request for this handler."""
         handler.is_draining = True

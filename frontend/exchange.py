@@ -31,6 +31,10 @@ class Client(Protocol):
     extra: bytes  # header lines for every reply
     remote: str
 
+    @property
+    def said(self) -> dict[str, str]:
+        """What handlers are told of the connection."""
+
     def write(self, data: bytes) -> None: ...
 
     def done(self, request: Request) -> None:
@@ -38,6 +42,9 @@ class Client(Protocol):
 
     def answer(self, request: Request, status: int) -> None:
         """Answer with a page of our own."""
+
+    def hang_up(self, request: Request) -> None:
+        """Close the connection without a further word."""
 
     def abort(self, request: Request) -> None:
         """Break the connection off in the middle of an answer."""
@@ -57,7 +64,9 @@ class Client(Protocol):
 class Door(Protocol):
     """How handlers of one kind are reached."""
 
-    heeds_close: bool
+    heeds_close: bool  # `Connection: close` of a handler is meant for the client
+    first_grant: int  # of an upgraded connection
+    widens: bool  # an upgraded connection no longer counts against the handler's capacity
 
     def send_request(self, handler: Handler[Request], number: int, request: Request) -> None: ...
 
@@ -75,7 +84,7 @@ class Request:
 
     __slots__ = (
         "attempts", "body", "body_bytes", "client", "granted", "handler", "head", "held_until",
-        "id", "is_answered", "is_complete", "is_gone", "is_submitted", "key", "lines", "number",
+        "id", "is_answered", "is_complete", "is_gone", "is_submitted", "is_wide", "key", "lines", "number",
         "queue", "queued", "refusals", "reply", "size_bytes", "started_at", "streamed", "target",
         "uncredited",
     )  # fmt: skip
@@ -97,6 +106,7 @@ class Request:
         self.is_submitted = False
         self.is_gone = False
         self.is_answered = False
+        self.is_wide = False  # its handler's capacity was raised for it
         self.size_bytes = 0
         self.handler: Handler[Request] | None = None
         self.number = 0
@@ -210,7 +220,7 @@ class Exchange:
         if handler is not None:
             number = request.number
             request.handler = None
-            if self.dispatcher.release(handler, number) is request:
+            if self.end_lease(handler, number) is request:
                 self.metrics.count("cancelled")
                 door: Door = handler.door  # type: ignore[assignment]
                 door.cancel(handler, number)
@@ -241,9 +251,11 @@ class Exchange:
         request.handler = handler
         request.number = number
         request.attempts += 1
-        request.granted = 0 if request.has_more or request.head.is_upgrade else -1
-        request.client.wait_until(self.clock() + self._first_byte_s)
         door: Door = handler.door  # type: ignore[assignment]
+        request.granted = 0 if request.has_more else -1
+        if request.head.is_upgrade:
+            request.granted = door.first_grant
+        request.client.wait_until(self.clock() + self._first_byte_s)
         door.send_request(handler, number, request)
 
     def on_reply(self, handler: Handler[Request], number: int, data: bytes, end: bool) -> None:
@@ -254,7 +266,7 @@ class Exchange:
             return
         if request.is_answered:
             if end:
-                self.dispatcher.release(handler, number)
+                self.end_lease(handler, number)
             return
         reply = request.reply
         if reply is None:
@@ -268,7 +280,7 @@ class Exchange:
         if out:
             client.write(out)
         if end:
-            self.dispatcher.release(handler, number)
+            self.end_lease(handler, number)
         if reply.mode is Mode.DONE:
             request.is_answered = True
             client.done(request)
@@ -277,10 +289,53 @@ class Exchange:
         if request.uncredited >= WINDOW // 4 and client.is_writable():
             self.writable(request)
         if reply.mode is Mode.TUNNEL:
+            self._widen(handler, request)
             client.upgraded()
             client.wait_until(self.clock() + self._tunnel_s)
         else:
             client.wait_until(self.clock() + self._stream_s)
+
+    def _widen(self, handler: Handler[Request], request: Request) -> None:
+        """An upgraded connection takes no place among the requests of a window."""
+        door: Door = handler.door  # type: ignore[assignment]
+        if door.widens and not request.is_wide:
+            request.is_wide = True
+            self.dispatcher.set_capacity(handler, handler.capacity + 1)
+
+    def end_lease(self, handler: Handler[Request], number: int) -> Request | None:
+        """A lease has ended; None when there was no such lease."""
+        request = self.dispatcher.release(handler, number)
+        if request is not None and request.is_wide:
+            request.is_wide = False
+            self.dispatcher.set_capacity(handler, handler.capacity - 1)
+        return request
+
+    def on_close(self, handler: Handler[Request], number: int) -> None:
+        """The handler wants the connection closed after what it sent (an empty reply)."""
+        request = handler.leases.get(number)
+        if request is None or request.is_answered:
+            return
+        if request.is_started:
+            self.on_reply(handler, number, b"", True)
+        else:
+            self.hang_up(handler, number, tell=False)
+
+    def hang_up(self, handler: Handler[Request], number: int, *, tell: bool = True) -> None:
+        """Close the client's connection; `tell` the handler that it has gone."""
+        request = handler.leases.get(number)
+        if request is None or request.is_answered:
+            return
+        if not tell:
+            request.handler = None
+            request.is_gone = True
+            self.end_lease(handler, number)
+        request.client.hang_up(request)
+
+    def keep_alive(self, handler: Handler[Request], number: int) -> None:
+        """The handler says that a long request is alive."""
+        request = handler.leases.get(number)
+        if request is not None and not request.is_answered:
+            request.client.wait_until(self.clock() + self._stream_s)
 
     def _reply(self, handler: Handler[Request], request: Request) -> Reply:
         head = request.head
@@ -316,7 +371,7 @@ class Exchange:
             return
         self.metrics.count("refused")
         self.dispatcher.rest(handler)
-        self.dispatcher.release(handler, number)
+        self.end_lease(handler, number)
         request.handler = None
         request.refusals += 1
         if request.is_started or request.streamed or request.refusals > MAX_REFUSALS:
@@ -325,17 +380,17 @@ class Exchange:
             self._again(request)
 
     def on_fail(self, handler: Handler[Request], number: int, status: int) -> None:
-        """The app broke (502) or was too slow (504) on this request."""
-        request = self.dispatcher.release(handler, number)
+        """The app broke (502), was too slow (504), or the door cannot carry it (413)."""
+        request = self.end_lease(handler, number)
         if request is None:
             return
         self.metrics.count("failed")
         request.handler = None
-        if status != 504 and request.may_repeat and request.attempts < self._attempts:
+        if status == 502 and request.may_repeat and request.attempts < self._attempts:
             self.metrics.count("retried")
             self._again(request)
         else:
-            self._give_up(request, 504 if status == 504 else 502)
+            self._give_up(request, status)
 
     def add_handler(self, handler: Handler[Request]) -> None:
         """A handler is there."""

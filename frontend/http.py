@@ -79,7 +79,7 @@ class Block:
     """
 
     __slots__ = (
-        "close", "expects", "fields", "forwarded_for", "host", "is_chunked", "is_upgrade",
+        "all_pairs", "close", "expects", "fields", "forwarded_for", "host", "is_chunked", "is_upgrade",
         "keep_alive", "length", "pairs", "referer", "request_id", "upgrade", "upgrade_pairs",
         "user_agent", "websocket_key",
     )  # fmt: skip
@@ -87,6 +87,7 @@ class Block:
     def __init__(self) -> None:
         self.fields: dict[str, str | list[str]] = {}
         self.pairs = b""
+        self.all_pairs = b""  # for Mongrel2's handlers, by whoever speaks to them
         self.upgrade_pairs = b""
         self.host: str | None = None
         self.length: int | None = None

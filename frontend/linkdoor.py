@@ -8,10 +8,10 @@ from collections.abc import Callable
 import msgspec
 
 from bareku.log import event
-from frontend import zmtp
 from frontend.dispatch import Handler
 from frontend.exchange import Exchange, Request
 from frontend.link import END, MORE, SILENCE_S, Hello, Kind, decode_head, encode_head
+from frontend.payload import link_payload
 from frontend.peers import Peer
 
 log = logging.getLogger("frontend")
@@ -27,6 +27,8 @@ class Link:
     """The handlers that said hello on the link."""
 
     heeds_close = False
+    first_grant = 0
+    widens = False  # handlers say so themselves, by CAPACITY
 
     def __init__(self, exchange: Exchange, ident: bytes, frontend: str) -> None:
         self._exchange = exchange
@@ -36,7 +38,9 @@ class Link:
         self._peers: set[Peer] = set()
         self._acts: dict[bytes, Callable[[Peer, Handler[Request], tuple[int, ...]], None]] = {
             Kind.REFUSE: lambda _, handler, f: exchange.on_refuse(handler, f[0]),
-            Kind.FAIL: lambda _, handler, f: exchange.on_fail(handler, f[0], f[1]),
+            Kind.FAIL: lambda _, handler, f: exchange.on_fail(
+                handler, f[0], 504 if f[1] == 504 else 502
+            ),
             Kind.GRANT: lambda _, handler, f: exchange.on_grant(handler, f[0], f[1]),
             Kind.CAPACITY: self._on_capacity,
             Kind.GOODBYE: self._on_goodbye,
@@ -82,7 +86,6 @@ class Link:
     # messages from handlers
 
     def on_message(self, peer: Peer, parts: list[bytes]) -> None:
-        peer.seen = self._exchange.clock()
         if len(parts) != 2:
             self._exchange.metrics.count("bad_frames")
             return
@@ -206,15 +209,13 @@ class Link:
     # messages to handlers
 
     def _say(self, peer: Peer, kind: Kind, *fields: int, payload: bytes = b"") -> None:
-        peer.send(zmtp.frame(encode_head(kind, *fields), zmtp.MORE) + zmtp.frame(payload))
+        peer.send_two(encode_head(kind, *fields), payload)
 
     def send_request(self, handler: Handler[Request], number: int, request: Request) -> None:
         peer: Peer = handler.peer  # type: ignore[assignment]
-        message = b"%b%d %b %b" % (self._ident, number, request.head.path, payload(request))
+        message = b"%b%d %b %b" % (self._ident, number, request.head.path, link_payload(request))
         flags = MORE if request.has_more else 0
-        peer.send(
-            b"\x01\x06r%b%c" % (handler.number.to_bytes(4, "big"), flags) + zmtp.frame(message)
-        )
+        peer.send_two(b"r%b%c" % (handler.number.to_bytes(4, "big"), flags), message)
 
     def send_body(self, handler: Handler[Request], number: int, data: bytes, *, end: bool) -> None:
         peer: Peer = handler.peer  # type: ignore[assignment]
@@ -228,29 +229,3 @@ class Link:
     def credit(self, handler: Handler[Request], number: int, size: int) -> None:
         peer: Peer = handler.peer  # type: ignore[assignment]
         self._say(peer, Kind.CREDIT, handler.number, number, size)
-
-
-def payload(request: Request) -> bytes:
-    """Headers and body of a request message; QUERY stands before PATH for uWSGI's sake."""
-    head = request.head
-    path, query, block = head.path, head.query, head.block
-    size = len(path)
-    if query is None:
-        uri = b"3:URI,%d:%b," % (size, path)
-    else:
-        long = size + 1 + len(query)
-        uri = b"5:QUERY,%d:%b,3:URI,%d:%b?%b," % (len(query), query, long, path, query)
-    pairs = b"%b6:METHOD,%d:%b,7:PATTERN,%b%b7:VERSION,8:HTTP/1.%b,4:PATH,%d:%b,%b%b" % (
-        request.lines,
-        len(head.method),
-        head.method,
-        request.target.pattern,
-        uri,
-        b"0" if head.is_http10 else b"1",
-        size,
-        path,
-        block.pairs,
-        block.upgrade_pairs if head.is_upgrade else b"",
-    )
-    body = request.body
-    return b"%d:%b}%d:%b," % (len(pairs), pairs, len(body), body)

@@ -230,7 +230,10 @@ def decode_reply(message: bytes) -> Reply:
 
 
 def decode_control(body: bytes) -> tuple[bytes, dict[bytes, Value]]:
-    """Name and arguments of an X message's body. Raises MessageError."""
+    """Name and arguments of an X message's body; no arguments when they are no dictionary.
+
+    Raises MessageError.
+    """
     try:
         value = tnetstring.decode(body)
     except TnetstringError as exc:
@@ -238,9 +241,9 @@ def decode_control(body: bytes) -> tuple[bytes, dict[bytes, Value]]:
     if not isinstance(value, list) or len(value) != 2:
         raise MessageError("not a control message: not a list of two")
     name, arguments = value
-    if not isinstance(name, bytes) or not isinstance(arguments, dict):
-        raise MessageError("not a control message: not a name and a dictionary")
-    return name, arguments
+    if not isinstance(name, bytes):
+        raise MessageError("not a control message: no name")
+    return name, arguments if isinstance(arguments, dict) else {}
 
 
 def is_ident(ident: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -33,7 +34,13 @@ class Peer(asyncio.Protocol):
     """One connection. `state` is its owner's."""
 
     def __init__(
-        self, owner: PeerOwner, socket_type: bytes, accepts: frozenset[bytes], minor: int = 1
+        self,
+        owner: PeerOwner,
+        socket_type: bytes,
+        accepts: frozenset[bytes],
+        *,
+        minor: int = 1,
+        max_frame: int = MAX_FRAME,
     ) -> None:
         self._owner = owner
         self._type = socket_type
@@ -41,14 +48,16 @@ class Peer(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._greeting: bytes | None = b""
-        self._splitter = zmtp.Splitter(MAX_FRAME)
+        self._splitter = zmtp.Splitter(max_frame)
         self._parts: list[bytes] = []
         self._out: list[bytes] = []
         self._minor = minor
         self._handshake: asyncio.TimerHandle | None = None
         self.is_open = False
         self.name = ""
-        self.seen = self._loop.time()
+        self.seen = time.monotonic()
+        self._asked = self.seen
+        self._pongs = False
         self.state: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,6 +68,7 @@ class Peer(asyncio.Protocol):
         self._handshake = self._loop.call_later(HANDSHAKE_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
+        self.seen = time.monotonic()
         try:
             if self._greeting is not None:
                 data = self._greet(self._greeting + data)
@@ -93,8 +103,8 @@ class Peer(asyncio.Protocol):
         if self.is_open:
             if answer := zmtp.pong(body):
                 self.send(answer)
-            elif body[:1] == b"\x09" or body[:1] == b"\x06":
-                self._owner.on_message(self, [body])
+            elif body.startswith(b"\x04PONG"):
+                self._pongs = True
             return
         found = zmtp.parse_ready(body).get(b"socket-type", b"")
         if found not in self._accepts:
@@ -109,6 +119,19 @@ class Peer(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
+
+    def send_two(self, head: bytes, payload: bytes) -> None:
+        """Send a message of two frames."""
+        self.send(b"\x01%c%b%b" % (len(head), head, zmtp.frame(payload)))
+
+    def beat(self, now: float, every_s: float, dead_s: float) -> None:
+        """Ask for a sign of life; a peer that has answered before and is silent now is dead."""
+        if self._pongs and now - self.seen > dead_s:
+            log.warning(event("peer silent", peer=self.name))
+            self.abort()
+        elif self.is_open and now - self._asked >= every_s:
+            self._asked = now
+            self.send(zmtp.ping(int(dead_s * 10)))
 
     def _flush(self) -> None:
         data = b"".join(self._out)

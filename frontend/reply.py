@@ -64,6 +64,7 @@ def parse_reply_head(raw: bytes) -> ReplyHead:
     if line is None:
         raise ReplyError("no status line")
     at = line.end()
+    hop = _HOP if line[1] != b"101" else frozenset()
     kept = [b"HTTP/1.1 %b %b\r\n" % (line[1], line[2] or phrase(int(line[1])).encode())]
     found: dict[bytes, list[bytes]] = {}
     while at < len(raw):
@@ -72,7 +73,7 @@ def parse_reply_head(raw: bytes) -> ReplyHead:
             raise ReplyError("bad header field")
         name, value = field[1].lower(), field[2].rstrip(b" \t")
         found.setdefault(name, []).append(value)
-        if name not in _HOP and not (name == b"content-length" and len(found[name]) > 1):
+        if name not in hop and not (name == b"content-length" and len(found[name]) > 1):
             kept.append(field[0])
         at = field.end()
     head = _judged(int(line[1]), b"".join(kept), found)
@@ -204,10 +205,7 @@ class Reply:
         self.status = head.status
         self.mode = Mode.TUNNEL
         self.close = True
-        out = b"%bConnection: Upgrade\r\nUpgrade: %b\r\n%b\r\n" % (
-            head.text, head.upgrade, self._extra,
-        )  # fmt: skip
-        return out + self._body(body, end)
+        return b"%b%b\r\n" % (head.text, self._extra) + self._body(body, end)
 
     def _body(self, data: bytes, end: bool) -> bytes:
         mode = self.mode

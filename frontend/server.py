@@ -25,12 +25,13 @@ from bareku.daemon import Presence
 from bareku.errors import BarekuError
 from bareku.log import event, setup
 from frontend.client import Connection, Listener
-from frontend.config import Config
+from frontend.config import Config, Door
 from frontend.control import Master, Routes
 from frontend.exchange import Exchange
 from frontend.journal import Journal, Writer, as_json, combined
 from frontend.linkdoor import Link
 from frontend.metrics import Metrics
+from frontend.pairdoor import Pair
 from frontend.peers import listen
 from frontend.router import RouteDocument, Table
 from frontend.wheel import Wheel
@@ -65,6 +66,7 @@ class Server:
         self._servers: list[asyncio.Server] = []
         self._link_server: asyncio.Server | None = None
         self._master: Master | None = None
+        self.pairs: list[Pair] = []
         self._reported: object = None
         self._report_at = 0.0
         self._status_at = 0.0
@@ -72,6 +74,8 @@ class Server:
     def _use(self, document: RouteDocument) -> None:
         self.exchange.swap(Table(document.routes))
         self.link.recheck()
+        for pair in self.pairs:
+            pair.recheck()
         self._status_at = self._report_at = 0.0
 
     async def run(self) -> None:
@@ -99,6 +103,8 @@ class Server:
         self._link_server = await _bound(
             config.link, listen(config.link, self.link.peer, inherited=link)
         )
+        for door in config.mongrel2:
+            await self.open_pair(door)
         web = [sock for name, sock in inherited if name != "link"]
         if not web:
             addresses = [config.listen] if isinstance(config.listen, str) else config.listen
@@ -120,6 +126,14 @@ class Server:
             lambda: self.metrics.count("bad_updates"),
         )
 
+    async def open_pair(self, door: Door) -> Pair:
+        """Bind a pair for Mongrel2 handlers. Raises BarekuError."""
+        pair = Pair(self.exchange, door)
+        await pair.open()
+        self.pairs.append(pair)
+        self._status_at = 0.0
+        return pair
+
     def _addresses(self) -> list[str]:
         return [_address(server) for server in self._servers]
 
@@ -130,6 +144,8 @@ class Server:
         for entry in list(self._wheel.expired(now)):
             cast("Connection", entry).expire()
         self.link.tick(now)
+        for pair in self.pairs:
+            pair.tick(now)
         self._journal.flush()
         self._routes.poll()
         handlers, inflight = self.exchange.dispatcher.counts()
@@ -171,6 +187,7 @@ class Server:
             handlers=handlers,
             inflight=inflight,
             held=exchange.dispatcher.held,
+            mongrel2=[pair.status() for pair in self.pairs],
             connections=sum(len(listener.connections) for listener in self._listeners),
             counters=self.metrics.counters,
         )
@@ -203,6 +220,8 @@ class Server:
 
     async def _close(self) -> None:
         self.link.close(farewell=True)
+        for pair in self.pairs:
+            await pair.close()
         for server in [*self._servers, *([self._link_server] if self._link_server else [])]:
             server.close()
         for listener in self._listeners:

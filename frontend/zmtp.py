@@ -78,6 +78,11 @@ def parse_ready(body: bytes) -> dict[bytes, bytes]:
     return found
 
 
+def ping(ttl_ds: int) -> bytes:
+    """A PING command; the peer may close when it hears nothing for `ttl_ds` tenths of a second."""
+    return frame(b"\x04PING" + struct.pack(">H", ttl_ds), COMMAND)
+
+
 def pong(ping: bytes) -> bytes | None:
     """The answer to a PING command's body; None when it is another command."""
     if not ping.startswith(b"\x04PING") or len(ping) < 7:
