@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from bareku.errors import BarekuError
 from bareku.names import parse_process_type
 
-MAX_PROCFILE_BYTES = 64 * 2**10  # the largest ones in the wild have some 50 lines
-
 _LINE = re.compile(r"([^\s:]+):\s*(\S.*)")
 
 # What a slug wants to say before its program starts: `.profile.d/*.sh` in order, then `.profile`.

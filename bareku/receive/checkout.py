@@ -1,5 +1,7 @@
 """Export a pushed tree from git's quarantine into a folder, trusting nothing in it.
 
+What `.slugignore` at its top names (patterns as in .gitignore) is left out.
+
 Reads through `git ls-tree` and `git cat-file --batch`: they see quarantined objects by git's own
 environment, tell a blob's size before its content, and know neither filters nor export
 attributes, which would drop or rewrite files. Runs nothing from the tree.
@@ -21,6 +23,7 @@ from bareku.errors import BarekuError
 MAX_NAME_BYTES = 255  # ext4, xfs and squashfs alike
 MAX_PATH_BYTES = 3500  # PATH_MAX is 4096, and the slug's folder comes before it
 MAX_LINK_BYTES = 4095
+MAX_RULES_BYTES = 64 * 2**10
 _CHUNK = 1 << 20
 _NAMED = 5  # offending paths that an error names
 
@@ -76,6 +79,7 @@ def export(
             f"cannot export {revision[:12]}: its tree is empty",
             hint="commit at least one file: git add . && git commit",
         )
+    entries = _without_ignored(git, entries)
     target.mkdir(parents=True, mode=0o755)
     target.chmod(0o755)
     try:
@@ -136,6 +140,12 @@ class _Git:
                 raise
             if process.wait() != 0:
                 raise BarekuError(f"cannot export tree {tree[:12]}: git cannot read it")
+
+    def blob(self, sha: str) -> bytes:
+        return subprocess.run(
+            [*self._argv, "cat-file", "blob", sha],
+            env=self._env, cwd=self._cwd, capture_output=True, check=True,
+        ).stdout  # fmt: skip
 
     def contents(self) -> subprocess.Popen[bytes]:
         """Takes `<sha>\\n` on stdin, answers `<sha> <kind> <size>\\n<bytes>\\n`."""
@@ -209,6 +219,31 @@ def _refuse_submodules(entries: list[_Entry]) -> None:
             f"cannot export {_count(found, 'submodule')}: {named}: submodules are not supported",
             hint="commit their files instead, for example with git subtree add",
         )
+
+
+def _without_ignored(git: _Git, entries: list[_Entry]) -> list[_Entry]:
+    """The entries that `.slugignore` does not name."""
+    rules = next((e for e in entries if e.path == b".slugignore" and e.mode != "120000"), None)
+    if rules is None or rules.kind != "blob":
+        return entries
+    if rules.size_bytes > MAX_RULES_BYTES:
+        raise BarekuError(f"cannot read .slugignore: more than {MAX_RULES_BYTES} bytes")
+    from dulwich.ignore import IgnoreFilter  # 60 ms, and most apps have no such file
+
+    # as on Heroku there is no `!`: what a later rule would bring back may be gone with its folder
+    lines = [line for line in git.blob(rules.sha).splitlines() if not line.startswith(b"!")]
+    ignored = IgnoreFilter(lines)
+    gone: set[bytes] = set()
+    kept: list[_Entry] = []
+    for entry in entries:
+        name = os.fsdecode(entry.path) + ("/" if entry.kind == "tree" else "")
+        if entry.path.rpartition(b"/")[0] in gone or ignored.is_ignored(name):
+            gone.add(entry.path)
+        else:
+            kept.append(entry)
+    if not any(entry.kind == "blob" for entry in kept):
+        raise BarekuError("cannot export: .slugignore leaves nothing of the app")
+    return kept
 
 
 def _write(git: _Git, entries: list[_Entry], target: Path) -> None:

@@ -138,6 +138,8 @@ def test_a_slug_that_holds_what_none_may_is_refused(
         pytest.skip("mounting needs root")
     assert callable(hostile)
     hostile(tree)
+    if hostile is hostile_setuid and os.geteuid() != 0:
+        pytest.skip("without root the bit does not survive unpacking")
     with pytest.raises(BarekuError, match=f"cannot store {UUID}: (the link )?'"):
         put(store, squash(tree))
     assert left_behind(store) == []

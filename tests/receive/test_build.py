@@ -15,7 +15,7 @@ import pytest
 
 from bareku import paths
 from bareku.errors import BarekuError
-from bareku.receive import build, sandbox
+from bareku.receive import build, contract, sandbox
 from bareku.receive.build import Built, Limits
 from bareku.receive.sandbox import Kind
 
@@ -155,7 +155,7 @@ def test_process_types_of_release_and_procfile_are_joined(kind: Kind, site: Site
 
 @pytest.mark.parametrize("text", ["", "--- {}\n", "---\n", "---\nconfig_vars:\n"])
 def test_a_release_that_says_nothing_is_fine(text: str) -> None:
-    assert build.parse_release(text) == ({}, {})
+    assert contract.parse_release(text) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_release_that_says_nothing_is_fine(text: str) -> None:
 )  # fmt: skip
 def test_a_release_that_is_not_the_contracts_is_refused(text: str) -> None:
     with pytest.raises(BarekuError, match=r"^cannot "):
-        build.parse_release(text)
+        contract.parse_release(text)
 
 
 @pytest.mark.slow

@@ -116,6 +116,26 @@ def test_a_commit_in_quarantine_is_exported_and_a_rejected_one_leaves_nothing(
         export(bare, second, tmp_path / "again", {})
 
 
+def test_what_slugignore_names_is_left_out(work: Path, tmp_path: Path) -> None:
+    (work / ".slugignore").write_text("# art\n*.psd\n/test\ndocs/**/*.pdf\nbig/\n!big/keep\n")
+    for name in (
+        "a.psd",
+        "test/x",
+        "lib/test/x",
+        "docs/a/b.pdf",
+        "docs/a/b.txt",
+        "big/keep",
+        "app",
+    ):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(name)
+    tree = export(work / ".git", commit(work), tmp_path / "out", {})
+    out = tmp_path / "out"
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == [".slugignore", "app", "docs/a/b.txt", "lib/test/x"]
+    assert tree.files == 4
+
+
 def refused(work: Path, revision: str, tmp_path: Path, limits: Limits | None = None) -> BarekuError:
     with pytest.raises(BarekuError) as caught:
         export(work / ".git", revision, tmp_path / "out", {}, limits or Limits())
