@@ -19,6 +19,7 @@ WRITE_HIGH = 262_144
 WRITE_LOW = 65_536
 WRITE_MOST = 16 * 2**20
 LINGER_S = 2.0  # for a client that still sends when it was refused, so that it reads why
+MAX_EMPTY_LINES = 8
 PROGRESS = 1024  # bytes of a body that count as progress
 
 
@@ -81,7 +82,7 @@ class Connection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_buffer", "_chunked", "_left", "_lines", "_phase", "_progress", "_shared", "_transport",
+        "_buffer", "_chunked", "_left", "_lines", "_phase", "_progress", "_shared", "_skipped", "_transport",
         "_writable", "deadline", "extra", "is_reading", "remote", "request", "slot",
     )  # fmt: skip
 
@@ -93,6 +94,7 @@ class Connection(asyncio.Protocol):
         self._chunked: Chunked | None = None
         self._left = 0
         self._progress = 0
+        self._skipped = 0
         self._lines = b""
         self._writable = True
         self.is_reading = True
@@ -173,17 +175,8 @@ class Connection(asyncio.Protocol):
         else:
             end = data.find(b"\r\n\r\n")
             self._buffer = data
-        if self._buffer[:1] == b"\r":  # one empty line before a request is forgiven
-            if self._buffer[:2] == b"\r\n":
-                rest = bytes(self._buffer[2:])
-                self._buffer = b""
-                if rest[:1] == b"\r":
-                    self._refuse(HttpError(400, "empty lines instead of a request"))
-                elif rest:
-                    self._read_head(rest)
-                return
-            if len(self._buffer) == 1:
-                return
+        if self._buffer[:1] == b"\r" and not self._skip_empty_lines():
+            return
         try:
             if end < 0:
                 check_start(self._buffer, seen, self._shared.limits)
@@ -198,10 +191,29 @@ class Connection(asyncio.Protocol):
             return
         self._begin(head, whole[end + 4 :])
 
+    def _skip_empty_lines(self) -> bool:
+        """Some empty lines before a request are forgiven (RFC 9112 §2.2); True for none at all."""
+        rest = bytes(self._buffer)
+        while rest.startswith(b"\r\n"):
+            rest = rest[2:]
+            self._skipped += 1
+        if self._skipped > MAX_EMPTY_LINES:
+            self._refuse(HttpError(400, "empty lines instead of a request"))
+        elif rest == b"\r":
+            self._buffer = rest
+        elif rest.startswith(b"\r") or rest == bytes(self._buffer):
+            return True
+        else:
+            self._buffer = b""
+            if rest:
+                self._read_head(rest)
+        return False
+
     def _begin(self, head: Head, rest: bytes) -> None:
         """A request's head is here; `rest` is what came after it."""
         shared = self._shared
         exchange = shared.exchange
+        self._skipped = 0
         if head.path == b"*":
             self._plain(head, rest, 204, "Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n")
             return

@@ -51,7 +51,7 @@ class Bounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     head_bytes: Positive = 32_768
     line_bytes: Positive = 8_192
-    fields: Positive = 128
+    fields: Positive = 100
     body_bytes: Size = 0  # 0: any
     connections: Positive = 16_384
     held_requests: Size = 1_000

@@ -16,23 +16,29 @@ import httptools
 from frontend.mongrel2 import encode_pair
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+# no possessive quantifiers here: CPython before 3.11.5 loses its place after a failed group
+_FIELD = re.compile(rb"(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 _LINE = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Z-]{1,20}) "
-    rb"((?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*+))"
-    rb"(?:\?((?:[A-Za-z0-9._~!$&'()*+,;=:@/?{}|^`\[\]-]|%[0-9A-Fa-f]{2})*+))?+"
+    rb"(/[A-Za-z0-9._~!$&'()*+,;=:@/%-]*)"
+    rb"(?:\?([A-Za-z0-9._~!$&'()*+,;=:@/?%{}|^`\[\]-]*))?"
+    rb"(?:#[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*)?"  # no target has a fragment: dropped
     rb" HTTP/1\.([01])"
 )
+_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _LOOSE_LINE = re.compile(rb"(" + TOKEN + rb") ([^ \x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(/?[^#]*)")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)")
 _HOST = re.compile(
-    rb"([A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])"
+    rb"([A-Za-z0-9_=~-]{1,63}(?:\.[A-Za-z0-9_=~-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])"
     rb"(?::([0-9]{0,5}))?"
 )
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_VALUE = rb"(?:" + TOKEN + rb"|" + _QUOTED + rb")"
+_EXTENSION = rb";[ \t]{0,9}" + TOKEN + rb"(?:=" + _VALUE + rb")?"
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*\r\n")
 
 MAX_BLOCK_KEPT = 4096  # bytes; larger blocks are read anew each time
 MAX_BLOCKS_KEPT = 1024
@@ -49,7 +55,8 @@ OURS = frozenset(
      "x-real-ip", "x-request-id", "proxy"}
 )  # fmt: skip
 OUR_PREFIXES = ("x-bareku-", "x-mongrel2-")
-SINGLE = frozenset({"host", "content-length", "transfer-encoding"})
+SINGLE = frozenset({"host", "content-length", "transfer-encoding", "content-type"})
+NOT_TRAILERS = frozenset({"host", "content-length", "transfer-encoding"})
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PROPFIND", b"REPORT"})
 
 
@@ -68,7 +75,7 @@ class Limits:
 
     head_bytes: int = 32_768
     line_bytes: int = 8_192
-    fields: int = 128
+    fields: int = 100
 
 
 class Block:
@@ -156,7 +163,13 @@ def parse_head(data: bytes, end: int, limits: Limits) -> Head:
     raw = data[stop + 2 : end + 2]
     block = _blocks.get(raw)
     line = _LINE.fullmatch(data, 0, stop)
-    if block is None or line is None or end > limits.head_bytes or stop > limits.line_bytes:
+    if (
+        block is None
+        or line is None
+        or end > limits.head_bytes
+        or stop > limits.line_bytes
+        or (b"%" in line[0] and _BAD_PERCENT.search(line[0]))
+    ):
         return _parse_slowly(data, end, stop, limits)
     method, path, query, minor = line.groups()
     return _checked(Head(method, path, query, minor == b"0", block))
@@ -194,7 +207,7 @@ def _request_line(line: bytes) -> tuple[bytes | None, bytes, bytes, bytes | None
         if not target.startswith(b"/"):
             target = b"/" + target
     strict = _LINE.fullmatch(b"%b %b HTTP/1.%b" % (method, target, minor))
-    if strict is None:
+    if strict is None or _BAD_PERCENT.search(target):
         raise HttpError(400, "bad method or target")
     return authority, method, strict[2], strict[3], minor == b"0"
 
@@ -224,12 +237,12 @@ def parse_block(raw: bytes, limits: Limits) -> Block:
         line = _FIELD.match(raw, at)
         if line is None:
             raise HttpError(400, "bad header field")
-        fields.append((line[1].decode("latin-1").lower(), line[2].decode("latin-1").rstrip(" \t")))
+        fields.append((line[1].decode("latin-1").lower(), line[2].decode("latin-1").strip(" \t")))
         at = line.end()
         if len(fields) > limits.fields:
             raise HttpError(431, "too many header fields")
-    _ask_llhttp(raw)
     block = _read(fields)
+    _ask_llhttp(raw)
     if len(raw) <= MAX_BLOCK_KEPT:
         if len(_blocks) >= MAX_BLOCKS_KEPT:
             del _blocks[next(iter(_blocks))]
@@ -431,8 +444,10 @@ class Chunked:
             raise HttpError(431, "trailers too long")
         if line == b"\r\n":
             self.is_done = True
-        elif not _FIELD.fullmatch(line):
-            raise HttpError(400, "bad trailer")
+        else:
+            field = _FIELD.fullmatch(line)
+            if field is None or field[1].decode("latin-1").lower() in NOT_TRAILERS:
+                raise HttpError(400, "bad trailer")
         return stop + 1
 
 

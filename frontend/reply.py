@@ -17,7 +17,7 @@ MAX_HEAD = 65_536  # bytes; cookies and policies of real apps stay below 16 KiB
 MAX_KEPT = 512  # heads remembered: an app answers with the same ones for the second
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r\n")
-_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+_FIELD = re.compile(rb"(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 _HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade",
      b"te", b"trailer"}
@@ -71,7 +71,7 @@ def parse_reply_head(raw: bytes) -> ReplyHead:
         field = _FIELD.match(raw, at)
         if field is None:
             raise ReplyError("bad header field")
-        name, value = field[1].lower(), field[2].rstrip(b" \t")
+        name, value = field[1].lower(), field[2].strip(b" \t")
         found.setdefault(name, []).append(value)
         if name not in hop and not (name == b"content-length" and len(found[name]) > 1):
             kept.append(field[0])

@@ -40,7 +40,6 @@ REFUSED = {
     "cl_dup_differ": (400, "two lengths: request smuggling"),
     "cl_neg": (400, "a bad length is not zero"),
     "cl_trailing": (400, "a bad length is not its first digits"),
-    "get_fragment": (400, "a request target has no fragment (RFC 9112 §3.2)"),
     "hdr_ctl": (400, "no control bytes in values (RFC 9110 §5.5)"),
     "host_dup": (400, "more than one Host (RFC 9112 §3.2)"),
     "host_missing_11": (400, "Host is required in HTTP/1.1"),
@@ -76,6 +75,7 @@ FIELDS = {
     "header_3000": ({"x-forwarded-for"}, "Mongrel2 forgot it in this recording"),
     "header_3900": ({"x-forwarded-for"}, "Mongrel2 forgot it in this recording"),
     "header_4000": ({"x-forwarded-for"}, "Mongrel2 forgot it in this recording"),
+    "get_fragment": ({"FRAGMENT"}, "a fragment is the client's own affair (RFC 9110 §7.1)"),
     "pattern_route": ({"PATTERN"}, "routes are plain prefixes"),
 }
 # name -> reason; these are played by tests of their own, or have no counterpart
