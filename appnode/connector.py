@@ -19,8 +19,8 @@ from msgspec import Meta, Struct
 
 from appnode.census import Key, Plan, Process, Worker, plan
 from appnode.exchange import Exchange, Times
-from appnode.forward import Forward
-from appnode.link import Handler, Link
+from appnode.incoming import Incoming
+from appnode.link import Door, Handler, Link
 from appnode.upstream import Upstream
 from appnode.watch import FileWatch
 from bareku import config, log
@@ -220,9 +220,9 @@ class Connector:
 
     # requests
 
-    def _open(self, link: Link, number: int, forward: Forward, more: bool) -> Exchange:
+    def _open(self, door: Door, number: int, incoming: Incoming, more: bool) -> Exchange:
         served = self._by_number[number]
-        return Exchange(link, number, forward, served.upstream, self._times, more=more)
+        return Exchange(door, number, incoming, served.upstream, self._times, more=more)
 
     def _say_capacities(self) -> None:
         """What each process takes now: nothing while it does not listen; streams on top."""

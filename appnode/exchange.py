@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
 
 from appnode.forward import Forward
+from appnode.incoming import Incoming
+from appnode.link import Door
 from appnode.response import ResponseError, ResponseReader
 from appnode.upstream import Connection, Upstream
 from frontend.link import WINDOW
 
 MAX_PIECE = 131_072  # of a reply in one message, so that one reply does not hold up the others
-
-
-class Door(Protocol):
-    """What brought the request. After the reply's end, `refuse` or `fail` it is forgotten."""
-
-    def reply(self, exchange: Exchange, data: bytes, *, end: bool) -> None: ...
-    def refuse(self, exchange: Exchange, why: str) -> None: ...
-    def fail(self, exchange: Exchange, status: int, why: str) -> None: ...
-    def grant(self, exchange: Exchange, size: int) -> None: ...
-    def upgraded(self, exchange: Exchange) -> None: ...
 
 
 class Times:
@@ -44,17 +35,20 @@ class Exchange:
     __slots__ = (
         "_body_ended", "_body_left", "_connection", "_credit", "_door", "_ended", "_granted",
         "_has_body", "_held", "_loop", "_may_retry", "_opening", "_owed", "_paused", "_reader",
-        "_silent", "_times", "_upstream", "deadline", "forward", "handler", "is_over", "key",
-        "started_at",
+        "_silent", "_times", "_upstream", "deadline", "forward", "handler", "ident", "is_over",
+        "key", "started_at",
     )  # fmt: skip
 
     def __init__(
-        self, door: Door, handler: int, forward: Forward, upstream: Upstream, times: Times,
+        self, door: Door, handler: int, incoming: Incoming, upstream: Upstream, times: Times,
         *, more: bool,
     ) -> None:  # fmt: skip
+        """`more`: the body follows. Raises MessageError."""
+        forward = Forward(incoming, more=more)
         self._door = door
         self.handler = handler
-        self.key = forward.number
+        self.key = incoming.number
+        self.ident = incoming.ident
         self.forward = forward
         self._upstream = upstream
         self._times = times

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from appnode.dealer import Curve, Dealer, Wire
-from appnode.forward import Forward, read
 from appnode.greeting import BEAT_S, HELLO_AGAIN_S, Event, Say, State, step
+from appnode.incoming import Incoming, parse
 from bareku.log import event
 from frontend.link import (
     END,
@@ -33,11 +33,11 @@ log = logging.getLogger("appnode.link")
 
 
 class Answer(Protocol):
-    """A request in flight, as the link sees it. `key` is its number there."""
+    """A request in flight, as its door sees it: `ident` and `key` are its name there."""
 
     handler: int
+    ident: bytes
     key: int
-    forward: Forward
 
     def start(self) -> None: ...
     def body(self, data: bytes, *, end: bool) -> None: ...
@@ -45,6 +45,22 @@ class Answer(Protocol):
     def cancel(self) -> None: ...
     def abandon(self, why: str) -> None: ...
     def check(self, now: float) -> None: ...
+
+
+class Door(Protocol):
+    """Where a request came from, and how it is answered.
+
+    After the end of the reply, `refuse` or `fail` the answer is forgotten.
+    """
+
+    def reply(self, answer: Answer, data: bytes, *, end: bool) -> None: ...
+    def refuse(self, answer: Answer, why: str) -> None: ...
+    def fail(self, answer: Answer, status: int, why: str) -> None: ...
+    def grant(self, answer: Answer, size: int) -> None: ...
+    def upgraded(self, answer: Answer) -> None: ...
+
+
+Opener = Callable[[Door, int, Incoming, bool], Answer]
 
 
 @dataclass(slots=True)
@@ -62,12 +78,11 @@ class Counts:
 class Handler:
     """Something that answers requests: one process of one release.
 
-    `open_request(door, number of the handler, request, more)` makes the answer.
+    `open_request(door, number of the handler, request, more)` makes the answer; it may raise
+    MessageError.
     """
 
-    def __init__(
-        self, number: int, hello: Hello, open_request: Callable[[Link, int, Forward, bool], Answer]
-    ) -> None:
+    def __init__(self, number: int, hello: Hello, open_request: Opener) -> None:
         self.number = number
         self.hello = hello
         self.open_request = open_request
@@ -199,9 +214,8 @@ class Link:
     # the door of an exchange
 
     def reply(self, answer: Answer, data: bytes, *, end: bool) -> None:
-        forward = answer.forward
-        number = b"%d" % forward.number
-        payload = b"%b %d:%b, %b" % (forward.ident, len(number), number, data)
+        number = b"%d" % answer.key
+        payload = b"%b %d:%b, %b" % (answer.ident, len(number), number, data)
         self._dealer.send(self._reply_heads[answer.handler][end], payload)
         if end and (handler := self._forget(answer)):
             handler.counts.answered += 1
@@ -253,19 +267,26 @@ class Link:
             )
 
     def _request(self, number: int, fields: tuple[int, ...], payload: bytes) -> None:
-        more = bool(fields[0] & MORE)
         try:
-            forward = read(payload, more=more)
+            incoming = parse(payload)
         except MessageError as exc:
             self._bad(str(exc))
             return
+        key = incoming.number
         member = self._members.get(number)
-        if member is None or member.state is State.LEFT or forward.number in self._answers:
-            self._say(Kind.REFUSE, number, forward.number)
+        if member is None or member.state is State.LEFT or key in self._answers:
+            self._say(Kind.REFUSE, number, key)
             return
-        member.handler.counts.requests += 1
-        answer = member.handler.open_request(self, number, forward, more)
-        self._answers[forward.number] = answer
+        handler = member.handler
+        handler.counts.requests += 1
+        try:
+            answer = handler.open_request(self, number, incoming, bool(fields[0] & MORE))
+        except MessageError as exc:
+            self._bad(str(exc))
+            handler.counts.failed += 1
+            self._say(Kind.FAIL, number, key, 502)
+            return
+        self._answers[key] = answer
         answer.start()
 
     def _body(self, number: int, fields: tuple[int, ...], payload: bytes) -> None:

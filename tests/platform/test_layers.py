@@ -34,6 +34,7 @@ PURE = {
     "appnode/census.py",
     "appnode/forward.py",
     "appnode/greeting.py",
+    "appnode/incoming.py",
     "appnode/response.py",
     "bareku/contents.py",
     "bareku/envfile.py",
