@@ -10,17 +10,19 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
-from msgspec import Meta, Struct
 
 from appnode.census import Key, Plan, Process, Worker, plan
+from appnode.config import Config, Mongrel2, load_config
 from appnode.exchange import Exchange, Times
 from appnode.incoming import Incoming
-from appnode.link import Door, Handler, Link
+from appnode.link import Answer, Door, Handler, Link
+from appnode.routed import Routes
 from appnode.upstream import Upstream
 from appnode.watch import FileWatch
 from bareku import config, log
@@ -29,56 +31,15 @@ from bareku.errors import BarekuError
 from bareku.log import event
 from frontend.link import Hello
 
-Seconds = Annotated[float, Meta(gt=0, le=86400)]
-
 FAREWELL_S = 2.0  # a frontend that owes us a farewell for longer is not waited for
 STATUS_S = 5.0
 STREAM_S = 2.0  # a reply that runs for longer than this is a stream, and no longer counts
 MAX_STREAMS = 1000  # of one process, beside its capacity
 
+if TYPE_CHECKING:
+    from appnode.mongrel2 import Mongrel2Door
+
 logger = logging.getLogger("appnode.connector")
-
-
-class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
-    """How long an app may take; docs/reference/handler.md."""
-
-    connect_s: Seconds = 5.0
-    first_byte_s: Seconds = 60.0
-    idle_s: Seconds = 600.0
-    drain_s: Seconds = 30.0
-
-
-class Pool(Struct, frozen=True, forbid_unknown_fields=True):
-    """Idle connections kept to each process."""
-
-    size: Annotated[int, Meta(ge=0, le=10_000)] = 100
-    idle_s: Seconds = 4.0
-
-
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The connector's file."""
-
-    node: str
-    frontends: Annotated[list[str], Meta(min_length=1)]
-    worker: str = "/run/diprocd/worker.json"
-    run: str = "/run/bareku"
-    capacity: Annotated[int, Meta(ge=1, le=10_000)] = 100
-    timeouts: Timeouts = Timeouts()
-    pool: Pool = Pool()
-
-
-def load_config(path: Path) -> Config:
-    """Raises BarekuError naming the file, the key and the reason."""
-    found = config.load(path, Config)
-    for endpoint in found.frontends:
-        if not endpoint.startswith(("tcp://", "ipc://")) or endpoint.endswith("://"):
-            raise BarekuError(
-                f"cannot read {path}: {endpoint!r} is not the endpoint of a frontend",
-                hint="write it as tcp://ADDRESS:PORT or ipc://PATH",
-            )
-    if len(set(found.frontends)) != len(found.frontends):
-        raise BarekuError(f"cannot read {path}: a frontend is there twice")
-    return found
 
 
 class Served:
@@ -120,6 +81,8 @@ class Connector:
         self.stopped = asyncio.Event()
         self._stop_by = 0.0
         self._links = [Link(endpoint, on_change=self._changed) for endpoint in conf.frontends]
+        self._routes = Routes()
+        self._doors = [self._mongrel2(one) for one in conf.mongrel2]
         self._watch = FileWatch(Path(conf.worker), self._read_worker)
         self._ticker = self._loop.call_soon(self._tick)
 
@@ -195,6 +158,7 @@ class Connector:
         number = served.handler.number
         for link in self._links:
             link.remove(number, "the app's process is gone")
+        self._routes.abandon(number, "the app's process is gone")
         self._by_number.pop(number, None)
         served.upstream.close()
         logger.info(event("process gone", id=served.process.id))
@@ -223,6 +187,36 @@ class Connector:
     def _open(self, door: Door, number: int, incoming: Incoming, more: bool) -> Exchange:
         served = self._by_number[number]
         return Exchange(door, number, incoming, served.upstream, self._times, more=more)
+
+    def _mongrel2(self, conf: Mongrel2) -> Mongrel2Door:
+        from appnode.mongrel2 import Mongrel2Door, Pair  # libzmq, only when it is needed
+
+        def choose() -> tuple[int, Callable[[Door, Incoming], Exchange]] | None:
+            return self._choose(conf)
+
+        def open_request(door: Door, incoming: Incoming) -> Answer:
+            return self._routes.open(door, incoming, choose, conf.hold_s)
+
+        pair = Pair(conf.send_spec, conf.recv_spec)
+        return Mongrel2Door(pair, open_request, most=self._config.capacity)
+
+    def _choose(self, conf: Mongrel2) -> tuple[int, Callable[[Door, Incoming], Exchange]] | None:
+        """The process of the app's release that has the least to do."""
+        fit = [
+            served
+            for served in self._served.values()
+            if served.process.app == conf.app
+            and served.process.release == (conf.release or served.process.release)
+            and served.upstream.is_listening
+            and (not served.is_leaving or self.stopping.is_set())
+        ]
+        if not fit:
+            return None
+        newest = max(served.process.release for served in fit)
+        fit = [served for served in fit if served.process.release == newest]
+        number = min((served.handler.number for served in fit), key=self._in_flight)
+        self._by_number[number].handler.counts.requests += 1
+        return number, lambda door, incoming: self._open(door, number, incoming, False)
 
     def _say_capacities(self) -> None:
         """What each process takes now: nothing while it does not listen; streams on top."""
@@ -261,7 +255,12 @@ class Connector:
         has_left = all(link.has_left(number) for link in self._links)
         if not has_left and now - served.left_at < FAREWELL_S:
             return False
-        return not any(link.in_flight(number) for link in self._links)
+        if self.stopping.is_set() and any(door.is_busy for door in self._doors):
+            return False
+        return not self._in_flight(number)
+
+    def _in_flight(self, number: int) -> int:
+        return self._routes.in_flight(number) + sum(link.in_flight(number) for link in self._links)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(0.25, self._tick)
@@ -313,6 +312,7 @@ class Connector:
         return {
             "node": self._config.node,
             "frontends": [link.status() for link in self._links],
+            "mongrel2": [door.status() for door in self._doors],
             "processes": [self._process_status(served) for served in self._served.values()],
         }
 
@@ -329,7 +329,7 @@ class Connector:
             "listening": served.upstream.is_listening,
             "frontends": {link.endpoint: link.state_of(number) for link in self._links},
             "capacity": served.handler.capacity,
-            "in_flight": sum(link.in_flight(number) for link in self._links),
+            "in_flight": self._in_flight(number),
             "connections_opened": served.upstream.opened,
             **msgspec.to_builtins(served.handler.counts),
         }
@@ -343,6 +343,8 @@ class Connector:
         self.stopping.set()
         self._stop_by = self._loop.time() + self._config.timeouts.drain_s
         logger.info(event("connector stopping", processes=len(self._served)))
+        for door in self._doors:
+            door.leave()
         for key, served in list(self._served.items()):
             if not served.is_leaving:
                 self._leave(key)
@@ -355,6 +357,8 @@ class Connector:
             self._remove(key)
         for link in self._links:
             link.close()
+        for door in self._doors:
+            door.close()
         while self._writing is not None:
             with contextlib.suppress(Exception):
                 await self._writing

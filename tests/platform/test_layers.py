@@ -36,6 +36,8 @@ PURE = {
     "appnode/greeting.py",
     "appnode/incoming.py",
     "appnode/response.py",
+    "appnode/websocket.py",
+    "appnode/writer.py",
     "bareku/contents.py",
     "bareku/envfile.py",
     "bareku/names.py",

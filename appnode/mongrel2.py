@@ -1,0 +1,425 @@
+"""A Mongrel2, real or ours, as a door: PULL and XPUB instead of the link.
+
+Its replies have no acknowledgement, and more than sixteen of them queued on one connection cut
+it: a reply leaves in as few messages as it can. Its requests of one connection arrive together
+when the client pipelines, and are answered one after the other here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zmq
+
+from appnode import websocket
+from appnode.incoming import Incoming, parse
+from appnode.link import Answer
+from appnode.writer import plain
+from bareku.log import event
+from frontend.mongrel2 import MessageError, encode_reply
+
+log = logging.getLogger("appnode.mongrel2")
+
+BATCH = 100
+GATHER_S = 0.002  # a reply that goes on is gathered for so long before its next message
+BURST = 8  # messages that leave without a pause; Mongrel2 cuts at the 17th it could not write
+PACE_S = 0.05  # after a burst, one message each
+WHOLE_BYTES = 16 * 2**20  # up to this a reply of known length leaves in one message
+MAX_MESSAGES = 12  # of a larger reply of known length
+HIGH_BYTES = 4 * 2**20  # gathered before the app has to wait, when the length is not known
+MAX_QUEUED = 64  # pipelined requests of one connection
+
+
+class Pair(NamedTuple):
+    """The two endpoints of a Mongrel2 `Handler`, by its own names."""
+
+    send_spec: str
+    recv_spec: str
+
+
+class Mongrel2Door:
+    """Requests from one Mongrel2 handler pair, answered by what `open_request` makes."""
+
+    def __init__(
+        self, pair: Pair, open_request: Callable[[Mongrel2Door, Incoming], Answer], *, most: int
+    ) -> None:
+        self.pair = pair
+        self.bad_messages = 0
+        self.requests = 0
+        self._open_request = open_request
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._clients: dict[tuple[bytes, int], _Client] = {}
+        self._in_flight = 0
+        self._is_leaving = False
+        self._pull: zmq.Socket[bytes] | None = None
+        self._pub = self._context.socket(zmq.XPUB)
+        self._pub.linger = 2000
+        self._pub.sndhwm = 0
+        self._pub.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        self._pub.connect(pair.recv_spec)
+        self._loop.add_reader(self._pub.FD, self._hear)
+        self._loop.call_soon(self._hear)
+        self._ticker = self._loop.call_soon(self._tick)
+
+    # sockets
+
+    def _hear(self) -> None:
+        """Subscriptions: before the first of them, replies would be lost, so no request is taken."""
+        while True:
+            try:
+                said = self._pub.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if said[:1] == b"\x01" and self._pull is None and not self._is_leaving:
+                self._start()
+            elif said[:1] == b"\x00":
+                self._lose()
+
+    def _start(self) -> None:
+        pull = self._pull = self._context.socket(zmq.PULL)
+        pull.linger = 0
+        pull.rcvhwm = 1  # what we have not read yet can go to another handler
+        pull.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        pull.connect(self.pair.send_spec)
+        self._loop.add_reader(pull.FD, self._drain)
+        self._loop.call_soon(self._drain)
+        log.info(event("mongrel2 reached", send_spec=self.pair.send_spec))
+
+    def _lose(self) -> None:
+        """The server has gone, and with it everyone who waited for an answer."""
+        if self._pull is not None:
+            log.warning(event("mongrel2 lost", send_spec=self.pair.send_spec))
+            self._loop.remove_reader(self._pull.FD)
+            self._pull.close(linger=0)
+            self._pull = None
+        for client in list(self._clients.values()):
+            client.gone()
+
+    def _drain(self) -> None:
+        for _ in range(BATCH):
+            if self._pull is None or self._in_flight >= self._most:
+                return
+            try:
+                message = self._pull.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self._message(message)
+        self._loop.call_soon(self._drain)
+
+    def send(self, ident: bytes, number: int, data: bytes) -> None:
+        """One message for one connection; empty closes it."""
+        with contextlib.suppress(zmq.Again):
+            self._pub.send(encode_reply(ident, [number], data), zmq.DONTWAIT)
+        self._loop.call_soon(self._hear)  # a send may eat the descriptor's edge
+
+    # requests
+
+    def _message(self, message: bytes) -> None:
+        try:
+            incoming = parse(message)
+        except MessageError as exc:
+            self.bad_messages += 1
+            if self.bad_messages.bit_count() == 1:
+                log.warning(event("message dropped", why=exc, count=self.bad_messages))
+            return
+        key = (incoming.ident, incoming.number)
+        client = self._clients.get(key)
+        method = incoming.server.get(b"METHOD", b"")
+        if incoming.path == b"@*" or method in (b"JSON", b"XML"):
+            if client is not None and b'"disconnect"' in incoming.body:
+                client.gone()
+            return
+        if client is None:
+            client = self._clients[key] = _Client(self, incoming.ident, incoming.number)
+        if method == b"WEBSOCKET":
+            client.websocket(incoming)
+        else:
+            self.requests += 1
+            client.request(incoming)
+
+    def open(self, client: _Client, incoming: Incoming) -> Answer:
+        self._in_flight += 1
+        return self._open_request(self, incoming)
+
+    def forget(self, client: _Client) -> None:
+        self._clients.pop((client.ident, client.number), None)
+
+    def answered(self) -> None:
+        """There is a place for another request."""
+        self._in_flight -= 1
+        if self._pull is not None:
+            self._loop.call_soon(self._drain)
+
+    # the door of an answer
+
+    def reply(self, answer: Answer, data: bytes, *, end: bool) -> None:
+        if client := self._clients.get((answer.ident, answer.key)):
+            client.reply(data, end=end)
+
+    def refuse(self, answer: Answer, why: str) -> None:
+        self._give_up(answer, 503, why)
+
+    def fail(self, answer: Answer, status: int, why: str) -> None:
+        self._give_up(answer, status, why)
+
+    def _give_up(self, answer: Answer, status: int, why: str) -> None:
+        log.warning(event("request failed", status=status, why=why))
+        if client := self._clients.get((answer.ident, answer.key)):
+            client.give_up(status)
+
+    def grant(self, answer: Answer, size: int) -> None:
+        """Nothing to say: the whole body came with the request."""
+
+    def upgraded(self, answer: Answer) -> None:
+        """A WebSocket may last for days and takes no place."""
+        if client := self._clients.get((answer.ident, answer.key)):
+            client.upgraded()
+
+    # time and end
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(0.25, self._tick)
+        now = self._loop.time()
+        for client in list(self._clients.values()):
+            client.check(now)
+
+    def status(self) -> dict[str, object]:
+        return {
+            "send_spec": self.pair.send_spec,
+            "state": "connected" if self._pull is not None else "away",
+            "requests": self.requests,
+            "bad_messages": self.bad_messages,
+            "in_flight": self._in_flight,
+        }
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._in_flight)
+
+    def leave(self) -> None:
+        """Take no new requests; those that are here are answered."""
+        self._is_leaving = True
+        if self._pull is not None:
+            self._pull.disconnect(self.pair.send_spec)
+
+    def close(self) -> None:
+        self._ticker.cancel()
+        self._loop.remove_reader(self._pub.FD)
+        if self._pull is not None:
+            self._loop.remove_reader(self._pull.FD)
+            self._pull.close(linger=0)
+        self._pub.close()
+        self._context.term()
+
+
+class _Client:
+    """One connection of the server: requests in order, replies in few messages."""
+
+    def __init__(self, door: Mongrel2Door, ident: bytes, number: int) -> None:
+        self._door = door
+        self.ident = ident
+        self.number = number
+        self._loop = asyncio.get_running_loop()
+        self._answer: Answer | None = None
+        self._takes_place = False
+        self._waiting: deque[Incoming] = deque()
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._owed = 0  # bytes of the reply that were not credited yet
+        self._tokens = float(BURST)
+        self._token_at = 0.0
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._is_started = False
+        self._left: int | None = None  # bytes that are still to come, when the reply says so
+        self._closes = False  # after the reply
+        self._is_websocket = False
+
+    # requests
+
+    def request(self, incoming: Incoming) -> None:
+        if self._answer is None:
+            self._begin(incoming)
+        elif len(self._waiting) < MAX_QUEUED:
+            self._waiting.append(incoming)
+        else:
+            self.give_up(503)
+
+    def _begin(self, incoming: Incoming) -> None:
+        self._is_started = False
+        self._left = None
+        self._closes = _wants_close(incoming)
+        if _is_upload(incoming):
+            self._refuse_upload(incoming)
+            return
+        if incoming.server.get(b"METHOD") == b"WEBSOCKET_HANDSHAKE":
+            self._is_websocket = True
+            incoming.server[b"METHOD"] = b"GET"
+            incoming.body = b""  # the accept value, which whoever answers makes again
+        self._takes_place = True
+        try:
+            self._answer = self._door.open(self, incoming)
+        except MessageError as exc:
+            log.warning(event("request dropped", why=exc))
+            self.give_up(502)
+            return
+        self._answer.start()
+
+    def _refuse_upload(self, incoming: Incoming) -> None:
+        """Nobody opens the file: a client may have made up its name."""
+        if incoming.header(b"x-mongrel2-upload-start") is None or incoming.header(
+            b"x-mongrel2-upload-done"
+        ):
+            self._send(plain(413, close=True))
+            self._send(b"")
+        self._door.forget(self)
+
+    def websocket(self, incoming: Incoming) -> None:
+        """A frame, for whoever reads the connection as the browser wrote it: masked."""
+        if self._answer is None:
+            return
+        try:
+            flags = int(incoming.server.get(b"FLAGS", b"0x81"), 16)
+        except ValueError:
+            flags = 0x81
+        mask = os.urandom(4)
+        self._answer.body(websocket.frame(flags & 0xFF, incoming.body, mask), end=False)
+
+    def upgraded(self) -> None:
+        if self._takes_place:
+            self._takes_place = False
+            self._door.answered()
+
+    # the reply
+
+    def reply(self, data: bytes, *, end: bool) -> None:
+        if data and not self._is_started:
+            self._is_started = True
+            self._read_head(data)
+        elif self._left is not None:
+            self._left -= len(data)
+        if data:
+            self._out.append(data)
+            self._out_bytes += len(data)
+            self._owed += len(data)
+        if end:
+            self._end()
+        elif self._is_gathering():
+            self._repay()
+        else:
+            if self._timer is None and self._out:
+                self._timer = self._loop.call_later(self._pause_s(), self._flush)
+            if self._out_bytes < HIGH_BYTES:
+                self._repay()
+
+    def _read_head(self, data: bytes) -> None:
+        """How the reply ends: by its length, by itself (chunked), or with the connection."""
+        end = data.find(b"\r\n\r\n") + 4
+        low = data[: end - 2].lower()
+        at = low.find(b"\r\ncontent-length:")
+        if at >= 0:
+            length = low[at + 17 : low.index(b"\r\n", at + 17)].strip()
+            self._left = end + int(length) - len(data) if length.isdigit() else None
+        elif b"\r\ntransfer-encoding:" not in low and low[9:12] not in (b"204", b"304"):
+            self._closes = True
+
+    def _is_gathering(self) -> bool:
+        """True while the reply is better gathered than sent."""
+        if self._left is None:
+            return False
+        return self._out_bytes < max(WHOLE_BYTES, (self._left + self._out_bytes) // MAX_MESSAGES)
+
+    def _pause_s(self) -> float:
+        now = self._loop.time()
+        self._tokens = min(BURST, self._tokens + (now - self._token_at) / PACE_S)
+        self._token_at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) * PACE_S
+        return 0.0 if self._is_websocket else GATHER_S
+
+    def _repay(self) -> None:
+        """Credit what was taken; later, since the answer is in the middle of something."""
+        if self._answer is not None and self._owed:
+            self._loop.call_soon(self._answer.credit, self._owed)
+            self._owed = 0
+
+    def _flush(self) -> None:
+        self._timer = None
+        if self._out:
+            self._pause_s()
+            self._tokens -= 1
+            self._send(b"".join(self._out))
+            self._out.clear()
+            self._out_bytes = 0
+        self._repay()
+
+    def _send(self, data: bytes) -> None:
+        self._door.send(self.ident, self.number, data)
+
+    # the end
+
+    def _end(self) -> None:
+        """The reply is whole."""
+        self._answer = None
+        self._stop_timer()
+        self._flush()
+        self._free()
+        if self._closes or self._is_websocket:
+            self._send(b"")
+            self._door.forget(self)
+        elif self._waiting:
+            self._begin(self._waiting.popleft())
+        else:
+            self._door.forget(self)
+
+    def give_up(self, status: int) -> None:
+        """Say so when nothing was said yet; close in any case."""
+        if not self._is_started:
+            self._send(plain(status, close=True))
+        self._send(b"")
+        self.gone()
+
+    def gone(self) -> None:
+        """Nobody waits for the answers any more."""
+        self._stop_timer()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.cancel()
+        self._free()
+        self._waiting.clear()
+        self._door.forget(self)
+
+    def _free(self) -> None:
+        if self._takes_place:
+            self._takes_place = False
+            self._door.answered()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def check(self, now: float) -> None:
+        if self._answer is not None:
+            self._answer.check(now)
+
+
+def _wants_close(incoming: Incoming) -> bool:
+    """True when the client expects the server to close (which Mongrel2 never does by itself)."""
+    connection = (incoming.header(b"connection") or b"").lower()
+    return b"close" in connection or (not incoming.is_http11 and b"keep-alive" not in connection)
+
+
+def _is_upload(incoming: Incoming) -> bool:
+    """True for a body that Mongrel2 did not put into the message."""
+    server = incoming.server
+    return incoming.header(b"x-mongrel2-upload-start") is not None or (
+        b"UPLOAD_STREAM" in server and b"UPLOAD_STREAM_DONE" not in server
+    )
