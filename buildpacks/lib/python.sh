@@ -8,6 +8,8 @@ wanted_python() {
         text=$(grep -vE '^[[:space:]]*(#|$)' "$1/.python-version" | head -n 1)
     elif [ -f "$1/runtime.txt" ]; then
         text=$(head -n 1 "$1/runtime.txt")
+    elif [ -f "$1/Pipfile.lock" ]; then
+        text=$(sed -nE 's/.*"python_version": *"([0-9.]+)".*/\1/p' "$1/Pipfile.lock" | head -n 1)
     fi
     printf '%s' "$text" | tr -d '[:space:]' | sed -E 's/^(python|cpython)-?//'
 }
