@@ -10,6 +10,7 @@ from frontend.exchange import Exchange, Request
 from frontend.http import Chunked, Head, HttpError, Limits, check_start, page, parse_head
 from frontend.link import INLINE
 from frontend.mongrel2 import encode_pair
+from frontend.pages import Pages
 from frontend.reply import Reply
 from frontend.router import Target
 from frontend.wheel import Wheel
@@ -60,6 +61,7 @@ class Listener:
         self.port = port
         self.connections: set[Connection] = set()
         self.id_prefix = ""
+        self.pages = Pages(None)
         self.id_field = exchange.config.request_id
         self.ids = 0
         self._lines: dict[str, bytes] = {}
@@ -231,7 +233,7 @@ class Connection(asyncio.Protocol):
         if target.route.app in exchange.maintenance:
             self._phase = Phase.BODY if length or block.is_chunked else Phase.BUSY
             self._buffer = rest
-            self.answer(request, 503)
+            self.answer(request, 503, "maintenance")
             return
         if not length and not block.is_chunked:
             request.is_complete = not head.is_upgrade
@@ -372,7 +374,7 @@ class Connection(asyncio.Protocol):
         else:
             self._next()
 
-    def answer(self, request: Request, status: int) -> None:
+    def answer(self, request: Request, status: int, name: str = "") -> None:
         """Answer with a page of ours; the connection stays when the request was read whole."""
         exchange = self._shared.exchange
         exchange.forget(request)
@@ -381,7 +383,7 @@ class Connection(asyncio.Protocol):
         if status == 503:
             fields += "Retry-After: 5\r\n"
         is_head = request.head.method == b"HEAD"
-        self.write(page(status, close=close, is_head=is_head, fields=fields))
+        self.write(self._page(status, request.key[0], name, close, is_head, fields))
         self._finished(request, status)
         if close:
             self._close()
@@ -428,12 +430,30 @@ class Connection(asyncio.Protocol):
         close = has_body or not head.keeps_alive or self._shared.exchange.is_closing
         body = b"" if status == 204 else None
         is_head = head.method == b"HEAD"
-        self.write(page(status, body=body, close=close, is_head=is_head, fields=fields))
+        if body is None:
+            self.write(self._page(status, "", "", close, is_head, fields))
+        else:
+            self.write(page(status, body=body, close=close, fields=fields))
         if close:
             self._close()
             return
         self._buffer = rest
         self._next()
+
+    def _page(
+        self, status: int, app: str, name: str, close: bool, is_head: bool, fields: str
+    ) -> bytes:
+        """A response of ours, with the operator's page when there is one."""
+        own = self._shared.pages.find(app, name or str(status))
+        kind = "text/plain" if own is None else "text/html"
+        return page(
+            status,
+            body=own,
+            content_type=f"{kind}; charset=utf-8",
+            close=close,
+            is_head=is_head,
+            fields=fields,
+        )
 
     def _refuse(self, error: HttpError, head: Head | None = None) -> None:
         """Refuse what was sent and end the connection."""

@@ -144,7 +144,7 @@ def combined(request: Request, status: int, body_bytes: int, seconds: float) -> 
     )
 
 
-def as_json(request: Request, status: int, body_bytes: int, seconds: float) -> str:
+def json_line(request: Request, status: int, body_bytes: int, seconds: float) -> str:
     """One JSON object a line."""
     head = request.head
     handler = request.handler

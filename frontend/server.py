@@ -20,20 +20,24 @@ from typing import cast
 import uvloop
 
 from bareku import __version__
-from bareku.config import load
+from bareku.config import decode, load
 from bareku.daemon import Presence
 from bareku.errors import BarekuError
+from bareku.files import read_json, write_json
 from bareku.log import event, setup
+from bareku.names import parse_app
+from frontend.admin import AdminConnection, Answer, as_json
 from frontend.client import Connection, Listener
 from frontend.config import Config, Door
 from frontend.control import Master, Routes
 from frontend.exchange import Exchange
-from frontend.journal import Journal, Writer, as_json, combined
+from frontend.journal import Journal, Writer, combined, json_line
 from frontend.linkdoor import Link
 from frontend.metrics import Metrics
+from frontend.pages import Pages
 from frontend.pairdoor import Pair
 from frontend.peers import listen
-from frontend.router import RouteDocument, Table
+from frontend.router import Key, RouteDocument, Table
 from frontend.wheel import Wheel
 
 log = logging.getLogger("frontend")
@@ -61,12 +65,15 @@ class Server:
         self._journal = Journal(self.metrics, time.monotonic, self._writer)
         self.link = Link(self.exchange, str(uuid.uuid4()).encode(), name)
         self._routes = Routes(Path(config.routes), self._use)
+        self._switches = Path(config.routes).with_name("switches.json")
+        self._pages = Pages(Path(config.pages) if config.pages else None)
         self._presence = Presence(Path(config.run), "frontend")
         self._listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
         self._link_server: asyncio.Server | None = None
         self._master: Master | None = None
         self.pairs: list[Pair] = []
+        self._admin: list[asyncio.Server] = []
         self._reported: object = None
         self._report_at = 0.0
         self._status_at = 0.0
@@ -82,8 +89,10 @@ class Server:
         """Serve until TERM or INT, then finish what is in flight."""
         self._presence.write("starting")
         try:
+            self._load_switches()
             self._routes.poll()
             await self._open()
+            await self._open_admin()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stopping.set)
             self._loop.add_signal_handler(signal.SIGHUP, self._reopen)
@@ -114,6 +123,7 @@ class Server:
             port = sock.getsockname()[1] if sock.family != socket.AF_UNIX else 80
             listener = Listener(self.exchange, self._wheel, self._journal, scheme="http", port=port)
             listener.id_prefix = prefix
+            listener.pages = self._pages
             self._listeners.append(listener)
             self._servers.append(
                 await self._loop.create_server(listener, sock=sock, backlog=BACKLOG)
@@ -125,6 +135,25 @@ class Server:
             self._routes,
             lambda: self.metrics.count("bad_updates"),
         )
+
+    async def _open_admin(self) -> None:
+        """The Unix socket for whoever may enter the run folder's owner's files, and TCP to read."""
+        path = Path(self._config.run) / "frontend.sock"
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            server = await self._loop.create_unix_server(
+                lambda: AdminConnection(self._ask, may_change=True), str(path)
+            )
+        finally:
+            os.umask(mask)
+        self._admin.append(server)
+        if self._config.status is not None:
+            sock = bind(self._config.status)
+            server = await self._loop.create_server(
+                lambda: AdminConnection(self._ask, may_change=False), sock=sock
+            )
+            self._admin.append(server)
 
     async def open_pair(self, door: Door) -> Pair:
         """Bind a pair for Mongrel2 handlers. Raises BarekuError."""
@@ -174,23 +203,100 @@ class Server:
     def _write_status(
         self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
     ) -> None:
-        exchange = self.exchange
         error = self._routes.error
         self._presence.write(
-            "degraded" if error else "ok",
-            error,
-            name=self._name,
-            listen=self._addresses(),
-            link=_address(self._link_server) if self._link_server else None,
-            epoch=self._routes.epoch,
-            have=self._routes.version,
-            handlers=handlers,
-            inflight=inflight,
-            held=exchange.dispatcher.held,
-            mongrel2=[pair.status() for pair in self.pairs],
-            connections=sum(len(listener.connections) for listener in self._listeners),
-            counters=self.metrics.counters,
+            "degraded" if error else "ok", error, **self._facts(handlers, inflight)
         )
+
+    def _facts(
+        self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
+    ) -> dict[str, object]:
+        """The frontend's own part of its status document."""
+        exchange = self.exchange
+        return {
+            "name": self._name,
+            "listen": self._addresses(),
+            "link": _address(self._link_server) if self._link_server else None,
+            "status": _address(self._admin[1]) if len(self._admin) > 1 else None,
+            "epoch": self._routes.epoch,
+            "have": self._routes.version,
+            "handlers": handlers,
+            "inflight": inflight,
+            "held": exchange.dispatcher.held,
+            "mongrel2": [pair.status() for pair in self.pairs],
+            "connections": sum(len(listener.connections) for listener in self._listeners),
+            "paused": sorted(exchange.dispatcher.paused),
+            "maintenance": sorted(exchange.maintenance),
+            "counters": self.metrics.counters,
+        }
+
+    # what operators ask
+
+    async def _ask(self, method: str, path: str, body: bytes) -> Answer:
+        handlers, inflight = self.exchange.dispatcher.counts()
+        match [method, *path.strip("/").split("/")]:
+            case ["GET" | "HEAD", "status"]:
+                error = self._routes.error
+                health = "degraded" if error else "ok"
+                facts = self._facts(handlers, inflight)
+                return as_json({"health": health, "error": error, **facts})
+            case ["GET" | "HEAD", "metrics"]:
+                gauges = self._gauges(handlers, inflight)
+                return 200, "text/plain; version=0.0.4", self.metrics.render(gauges).encode()
+            case ["POST", "apps", app, ("pause" | "resume" | "maintenance" | "live") as act]:
+                return self._switch(app, act)
+            case ["POST", "pairs"]:
+                door = decode(body, Door, name="the pair")
+                return as_json((await self.open_pair(door)).status(), 201)
+            case ["DELETE", "pairs", app, process]:
+                return await self._close_pair(app, process)
+        return 404, "text/plain", b"nothing of that name\n"
+
+    def _gauges(
+        self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
+    ) -> dict[str, dict[Key | None, int]]:
+        pools = self.exchange.dispatcher.pools
+        return {
+            "handlers": {(a, int(v)): n for a, row in handlers.items() for v, n in row.items()},
+            "inflight": {(a, int(v)): n for a, row in inflight.items() for v, n in row.items()},
+            "held": {key: len(pool.held) for key, pool in pools.items()},
+            "connections": {None: sum(len(listener.connections) for listener in self._listeners)},
+        }
+
+    def _switch(self, app: str, act: str) -> Answer:
+        """Pause or maintenance of an app, kept over a restart."""
+        exchange = self.exchange
+        parse_app(app)
+        if act == "pause":
+            exchange.dispatcher.pause(app)
+        elif act == "resume":
+            exchange.dispatcher.resume(app)
+        elif act == "maintenance":
+            exchange.maintenance.add(app)
+        else:
+            exchange.maintenance.discard(app)
+        kept = {"format": 1, "paused": sorted(exchange.dispatcher.paused)}
+        write_json(self._switches, {**kept, "maintenance": sorted(exchange.maintenance)})
+        log.info(event("app switched", app=app, to=act))
+        self._status_at = 0.0
+        return as_json({"app": app, "state": act})
+
+    def _load_switches(self) -> None:
+        try:
+            kept = read_json(self._switches)
+        except FileNotFoundError:
+            return
+        self.exchange.maintenance.update(kept["maintenance"])
+        for app in kept["paused"]:
+            self.exchange.dispatcher.pause(app)
+
+    async def _close_pair(self, app: str, process: str) -> Answer:
+        found = [p for p in self.pairs if (p.door.app, p.door.process) == (app, process)]
+        for pair in found:
+            self.pairs.remove(pair)
+            await pair.close()
+        self._status_at = 0.0
+        return as_json({"closed": len(found)}, 200 if found else 404)
 
     def _reopen(self) -> None:
         if self._writer is not None:
@@ -222,7 +328,11 @@ class Server:
         self.link.close(farewell=True)
         for pair in self.pairs:
             await pair.close()
-        for server in [*self._servers, *([self._link_server] if self._link_server else [])]:
+        for server in [
+            *self._servers,
+            *self._admin,
+            *([self._link_server] if self._link_server else []),
+        ]:
             server.close()
         for listener in self._listeners:
             for connection in list(listener.connections):
@@ -240,7 +350,7 @@ def _writer(config: Config) -> Writer | None:
     if config.access_log is None:
         return None
     path = Path("/dev/stdout" if config.access_log == "-" else config.access_log)
-    return Writer(path, as_json if config.access_format == "json" else combined)
+    return Writer(path, json_line if config.access_format == "json" else combined)
 
 
 def bind(address: str) -> socket.socket:
