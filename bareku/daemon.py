@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from bareku import __version__
 from bareku.errors import BarekuError
-from bareku.files import read_holder, try_lock, write_json
+from bareku.files import read_holder, try_lock, write_atomic
 
 Health = Literal["starting", "ok", "degraded"]
 
@@ -24,9 +26,10 @@ FRESH_S = 15.0  # a status file older than this says nothing about now; daemons 
 class Presence:
     """A running daemon's lock and status file in its run folder."""
 
-    def __init__(self, run: Path, name: str) -> None:
+    def __init__(self, run: Path, name: str, *, mode: int = 0o644) -> None:
         self.status_path = run / f"{name}.json"
         self._name = name
+        self._mode = mode
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         run.mkdir(parents=True, exist_ok=True)
         lock = run / f"{name}.lock"
@@ -42,20 +45,22 @@ class Presence:
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def write(self, health: Health, error: str | None = None, **fields: object) -> None:
-        """Write the status document: the common head, then the daemon's own fields."""
-        write_json(
-            self.status_path,
-            {
-                "format": 1,
-                "daemon": self._name,
-                "version": __version__,
-                "pid": os.getpid(),
-                "started_at": self._started_at,
-                "health": health,
-                "error": error,
-                **fields,
-            },
-        )
+        """Write the status document: the common head, then the daemon's own fields.
+
+        Not fsynced: it speaks of now, and a daemon's loop must not wait for a disk.
+        """
+        document = {
+            "format": 1,
+            "daemon": self._name,
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "health": health,
+            "error": error,
+            **fields,
+        }
+        data = msgspec.json.format(msgspec.json.encode(document), indent=1)
+        write_atomic(self.status_path, data + b"\n", mode=self._mode, durable=False)
 
     def touch(self) -> None:
         """Say that the document as written still holds."""

@@ -18,10 +18,10 @@ from typing import Any
 from bareku.errors import BarekuError
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace `path` by `data` so that a crash leaves the old or the new content.
 
-    Raises OSError (disk full, no permission); the old file is untouched then.
+    `durable=False` leaves out the fsyncs: for what a reboot makes void anyway. Raises OSError (disk full, no permission); the old file is untouched then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,14 +31,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 PROTOCOL = 1
 
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
+Interval = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=0, le=10_000)]
 Restart = Literal["always", "never"]
 
@@ -96,6 +97,18 @@ class Route(Struct, frozen=True, forbid_unknown_fields=True):
     token: str = ""
 
 
+class Timing(Struct, frozen=True, forbid_unknown_fields=True):
+    """When the master beats, and after which silence it doubts a node and gives it up.
+
+    `lost_s` must leave a silent node's lease (NodeConfig.lease_s after `suspect_s`) and the grace
+    of its exclusive processes time to end.
+    """
+
+    beat_s: Interval = 2.0
+    suspect_s: Interval = 15.0
+    lost_s: Interval = 60.0
+
+
 class Desired(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`diprocd-master.json`: the sockets of the master and everything that shall run."""
 
@@ -108,6 +121,7 @@ class Desired(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     frontends: list[str] = []
     apps: dict[str, App] = {}
     routes: list[Route] = []
+    timing: Timing = Timing()
 
 
 class Process(Struct, frozen=True, kw_only=True):
@@ -172,14 +186,16 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     master_updates: str
     node_name: str = "%H"
     conf_file: str = "/var/lib/bareku/diprocd-worker.json"
-    pid_file: str = "/var/run/diprocd-client.pid"
-    log_file: str = "/var/log/diprocd-client.log"
+    pid_file: str | None = None
+    log_file: str | None = None
     run: str = "/run/diprocd"
     slugs: str = "/home/slugs"
     logs: str = "/var/log/bareku"
     data: str = "/var/lib/bareku/data"
     ports: tuple[int, int] = (31200, 32699)
     isolation: Literal["auto", "none"] = "auto"
+    interval_s: Interval = 5.0
+    lease_s: Interval = 30.0
 
 
 def process_id(app: str, release: int, kind: str, index: int) -> str:

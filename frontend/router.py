@@ -59,7 +59,7 @@ def decode_update(header: bytes, body: bytes, frontend: str) -> RouteDocument:
     Raises ValueError (msgspec's included) for what is not one, not ours or damaged on the way.
     """
     head = msgspec.json.decode(header, type=_Header)
-    if head.p != 1 or head.t != "desired":
+    if head.p != 1 or head.t != "routes":
         raise ValueError(f"unknown message {head.t!r} of protocol {head.p}")
     if hashlib.sha256(body).hexdigest() != head.sha256:
         raise ValueError("the body does not have its sha256")
