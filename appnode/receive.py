@@ -111,7 +111,7 @@ def _def(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[byt
 
 
 def _logs(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[bytes]) -> None:
-    """`logs APP PROCESS [-n N]`: the last lines of a process's log."""
+    """`logs APP vRELEASE.PROCESS [-n N]`: the last lines of a process's log, such as v3.web.1."""
     count = 100
     if len(arguments) == 4 and arguments[2] == "-n":
         if not re.fullmatch(r"[0-9]{1,6}", arguments[3]):
@@ -119,10 +119,12 @@ def _logs(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[by
         count = min(int(arguments[3]), MAX_LOG_LINES)
         arguments = arguments[:2]
     app, process = _exactly(arguments, "logs APP PROCESS [-n N]")
-    kind, _, index = process.partition(".")
-    if not re.fullmatch(r"[0-9]{1,5}", index):
-        raise BarekuError(f"cannot show the log of {process[:80]!r}: it is not like web.1")
-    file = places.logs / parse_app(app) / f"{parse_process_type(kind)}.{int(index)}.log"
+    found = re.fullmatch(r"(v[0-9]{1,9})\.([^.]+)\.([0-9]{1,5})", process)
+    if not found:
+        raise BarekuError(f"cannot show the log of {process[:80]!r}: it is not like v3.web.1")
+    release, kind, index = found.groups()
+    name = f"{release}.{parse_process_type(kind)}.{int(index)}.log"
+    file = places.logs / parse_app(app) / name
     for line in _tail(file, count):
         stdout.write(line + b"\n")
 

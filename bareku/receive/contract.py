@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from bareku import site
 from bareku.errors import BarekuError
 from bareku.names import parse_process_type
 from bareku.receive.sandbox import Sandbox
@@ -17,33 +18,12 @@ from bareku.receive.sandbox import Sandbox
 STACK = "heroku-22"  # what third-party buildpacks ask for: its glibc 2.35 is older than Debian 12's
 MAX_RELEASE_BYTES = 64 * 2**10
 
-# what a buildpack may hear of this site: proxies, certificates, mirrors; nothing of ours
-_SITE = re.compile(
-    r"(?:https?|all|no)_proxy|(?:HTTPS?|ALL|NO)_PROXY|SSL_CERT_(?:FILE|DIR)|REQUESTS_CA_BUNDLE"
-    r"|CURL_CA_BUNDLE|NODE_EXTRA_CA_CERTS|(?:PIP|UV)_\w+|(?:npm_config|NPM_CONFIG)_\w+"
-    r"|GOPROXY|GONOSUMDB|GOFLAGS|COMPOSER_\w+|BUNDLE_MIRROR\w*"
-)
-# settings of the one who runs Bareku that would lead a build astray
-_NOT_FOR_BUILDS = re.compile(
-    r"UV_(?:PROJECT\w*|PYTHON\w*|CACHE_DIR|NO_CACHE|TOOL_\w+|RUN_\w+|WORKING_DIR\w*|SYSTEM_\w+)"
-    r"|PIP_(?:TARGET|PREFIX|USER|CACHE_DIR|REQUIRE\w*|CONSTRAINT)|(?:npm_config|NPM_CONFIG)_(?:cache|prefix|userconfig)"
-    r"|COMPOSER_(?:HOME|AUTH|CACHE_DIR)"
-)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def site_variables() -> dict[str, str]:
-    """What of our own environment a build may have."""
-    return {
-        key: value
-        for key, value in os.environ.items()
-        if _SITE.fullmatch(key) and not _NOT_FOR_BUILDS.fullmatch(key)
-    }
 
 
 def site_files() -> list[Path]:
     """The files that those variables name."""
-    files = [Path(value) for value in site_variables().values() if value.startswith("/")]
+    files = [Path(value) for value in site.variables(os.environ).values() if value.startswith("/")]
     return [file for file in files if file.is_file()]
 
 
@@ -51,7 +31,7 @@ def environment(box: Sandbox, revision: str) -> dict[str, str]:
     """The whole environment of a buildpack's script; config vars are not in it."""
     tools = box.inside(box.work / "bareku" / "bin")
     return {
-        **site_variables(),
+        **site.variables(os.environ),
         "PATH": f"{tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": box.inside(box.work / "app"),
         "TMPDIR": box.inside(box.work / "tmp"),

@@ -110,6 +110,17 @@ def find(target_dir: Path, name: str) -> Slug | None:
     return Slug(name, image, found.size_bytes, found.sha256, built)
 
 
+def load(target_dir: Path, name: str) -> Slug:
+    """The slug of a release. Raises BarekuError when it is no longer there."""
+    found = find(target_dir, name)
+    if found is None:
+        raise BarekuError(
+            f"cannot use the slug {name}: it is missing or damaged",
+            hint="push the commit again: git push bareku COMMIT:master",
+        )
+    return found
+
+
 def human_size(size_bytes: int) -> str:
     """`488KB`, `11MB`: as the transcript says it."""
     kib = -(-size_bytes // 1024)

@@ -95,19 +95,19 @@ def test_collect_keeps_current_and_named_slugs(tmp_path: Path, image: bytes) -> 
 def test_logs_are_the_last_lines(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "chemeo"
     folder.mkdir(parents=True)
-    (folder / "web.1.log").write_text("".join(f"{n}\n" for n in range(500)))
-    assert ok(tmp_path, "logs chemeo web.1 -n 2") == "498\n499\n"
-    assert ok(tmp_path, "logs chemeo web.1").count("\n") == 100
-    (folder / "web.2.log").write_text("no newline at the end")
-    assert ok(tmp_path, "logs chemeo web.2 -n 5") == "no newline at the end\n"
-    assert ok(tmp_path, "logs chemeo web.2 -n 0") == ""
-    assert "No such file" in refused(tmp_path, "logs chemeo web.3")
+    (folder / "v3.web.1.log").write_text("".join(f"{n}\n" for n in range(500)))
+    assert ok(tmp_path, "logs chemeo v3.web.1 -n 2") == "498\n499\n"
+    assert ok(tmp_path, "logs chemeo v3.web.1").count("\n") == 100
+    (folder / "v3.web.2.log").write_text("no newline at the end")
+    assert ok(tmp_path, "logs chemeo v3.web.2 -n 5") == "no newline at the end\n"
+    assert ok(tmp_path, "logs chemeo v3.web.2 -n 0") == ""
+    assert "No such file" in refused(tmp_path, "logs chemeo v3.web.3")
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "logs" / "chemeo").mkdir(parents=True)
-    (tmp_path / "logs" / "chemeo" / "web.1.log").symlink_to("/etc/passwd")
-    assert "error: cannot show the log" in refused(tmp_path, "logs chemeo web.1")
+    (tmp_path / "logs" / "chemeo" / "v3.web.1.log").symlink_to("/etc/passwd")
+    assert "error: cannot show the log" in refused(tmp_path, "logs chemeo v3.web.1")
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
         f"put ../{UUID} 10 {'0' * 64}",
         f"def ../x {UUID}",
         "def chemeo x",
-        "logs ../../etc web.1",
+        "logs ../../etc v3.web.1",
         "logs chemeo ../web.1",
-        "logs chemeo web.1/../../x",
+        "logs chemeo v3.web.1/../../x",
         "logs chemeo web",
-        "logs chemeo web.1 -n x",
+        "logs chemeo v3.web.1 -n x",
         "logs chemeo web.1 --follow",
         "collect *",
         "have " + "x" * 70_000,

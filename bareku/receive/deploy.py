@@ -1,0 +1,163 @@
+"""A deploy, from a built slug to a served release: all new, or all as before.
+
+`begin` runs the new release beside the old one and switches the routes; `settle` makes it current
+once git has moved the ref, or takes everything back. Whatever dies in between, the journal on
+disk says which of the two `settle` shall do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Protocol
+
+import msgspec
+
+from bareku.app import Release
+from bareku.daemon import is_fresh
+from bareku.errors import BarekuError
+from bareku.paths import Root
+from bareku.receive import desired, journal, ledger, observe
+from bareku.receive.journal import Entry, Phase
+from bareku.receive.observe import Broken
+from bareku.receive.repository import resolve
+
+SWITCH_S = 10.0  # a frontend that is up answers in milliseconds; a lost one is not waited for
+GONE_S = 15.0  # how long a rejected push waits for its processes to be gone
+
+COMMAND_S = 900.0  # as long as a build may take
+
+
+class Console(Protocol):
+    """Whom a deploy tells what it does, and asks for the logs of the nodes."""
+
+    def step(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def last_lines(self, process: str) -> list[str]:
+        """The end of what a process of the release wrote, such as `web.1`."""
+
+
+def begin(
+    root: Root, release: Release, *, ref: str, console: Console, run_command: bool = True
+) -> None:
+    """Run `release` beside the current one, check it, switch the routes to it.
+
+    `ref` is what git will move to the release's commit, empty without a push. The `release`
+    command of the app is run first, unless `run_command` is false.
+    Raises BarekuError after taking everything back; the message says what failed and how.
+    """
+    is_prepared = run_command and desired.PREPARE in release.commands
+    entry = Entry(
+        app=release.app,
+        phase=Phase.PREPARING if is_prepared else Phase.CHECKING,
+        release=release.number,
+        previous=ledger.current_number(root, release.app),
+        ref=ref,
+        commit=release.commit,
+    )
+    ledger.write(root, release)
+    try:
+        journal.write(root, entry)
+        desired.publish(root)
+        if is_prepared:
+            _run_command(root, release, console)
+            journal.write(root, msgspec.structs.replace(entry, phase=Phase.CHECKING))
+            desired.publish(root)
+        _wait_until_ready(root, release, console)
+        journal.write(root, msgspec.structs.replace(entry, phase=Phase.SWITCHED))
+        _wait_until_switched(root, desired.publish(root))
+    except BaseException:
+        take_back(root, entry)
+        raise
+
+
+def require_master(root: Root) -> None:
+    """Raise BarekuError unless a master is there to run what a deploy asks for."""
+    if not is_fresh(desired.status_path(root)):
+        raise BarekuError(
+            "cannot deploy: diprocd master is not running",
+            hint="start it with `bareku up`, then try again",
+        )
+
+
+def settle(root: Root, app: str) -> None:
+    """End a deploy that is no longer worked on: commit it if git took the push, else take it back.
+
+    Call it with the app's lock held. Does nothing when no deploy is open.
+    """
+    entry = journal.read(root, app)
+    if entry is None:
+        return
+    is_taken = not entry.ref or resolve(root.repository(app), entry.ref) == entry.commit
+    if entry.phase is Phase.SWITCHED and is_taken:
+        ledger.make_current(root, ledger.load(root, app, entry.release))
+        journal.clear(root, app)
+        desired.publish(root)
+    else:
+        take_back(root, entry)
+
+
+def take_back(root: Root, entry: Entry) -> None:
+    """Routes and processes as before; the new release is forgotten when its processes are gone."""
+    journal.clear(root, entry.app)
+    desired.publish(root)
+    with contextlib.suppress(BarekuError):  # without a master: it will read the desired state
+        observe.until(
+            desired.status_path(root),
+            GONE_S,
+            lambda status: observe.is_gone(status, entry.app, entry.release),
+        )
+    ledger.forget(root, entry.app, entry.release)
+
+
+def _run_command(root: Root, release: Release, console: Console) -> None:
+    """Run the `release` command to its end; what it wrote is shown."""
+    console.step("Running the release command.")
+    for status in observe.watch(desired.status_path(root), COMMAND_S):
+        found = observe.command_ended(status, release)
+        if isinstance(found, Broken):
+            raise _failure(release, found, console)
+        if found:
+            for line in console.last_lines("release.1"):
+                console.detail(line)
+            return
+    raise BarekuError(
+        f"cannot release {release.app} v{release.number}: its release command ran for "
+        f"{COMMAND_S:.0f} s",
+        hint="shorten it, or run the work in a process of its own",
+    )
+
+
+def _wait_until_ready(root: Root, release: Release, console: Console) -> None:
+    limit_s = release.settings.checks.timeout_s + 10.0  # the worker ends a late start by itself
+    for status in observe.watch(desired.status_path(root), limit_s):
+        found = observe.verdict(status, release)
+        if isinstance(found, Broken):
+            raise _failure(release, found, console)
+        if found:
+            return
+    raise BarekuError(
+        f"cannot release {release.app} v{release.number}: it was not ready after {limit_s:.0f} s",
+        hint="`bareku status` shows whether the daemons are well",
+    )
+
+
+def _wait_until_switched(root: Root, sha256: str) -> None:
+    if not observe.until(
+        desired.status_path(root), SWITCH_S, lambda status: observe.is_switched(status, sha256)
+    ):
+        raise BarekuError(
+            "cannot switch the routes: the frontend did not confirm them",
+            hint="`bareku status` shows whether the daemons are well",
+        )
+
+
+def _failure(release: Release, broken: Broken, console: Console) -> BarekuError:
+    lines = console.last_lines(broken.name)
+    shown = "".join(f"\n  {line}" for line in lines) or "\n  (it wrote nothing)"
+    return BarekuError(
+        f"cannot release {release.app} v{release.number}: {broken.name} on {broken.node} "
+        f"{broken.reason}; its last lines:{shown}",
+        hint="repair it, commit and push again; the version before keeps serving",
+    )
