@@ -49,6 +49,8 @@ class Forward:
                 lines.append(b"%b: %b" % header)
         if special:
             lines = self._obey(special, lines)
+        if not self.http11 and incoming.header(b"host") is None:
+            lines.insert(0, b"host: localhost")  # HTTP/1.1 requires one
         if more:
             if self.length is None:
                 lines.append(b"transfer-encoding: chunked")

@@ -238,6 +238,7 @@ class _Client:
         self._token_at = 0.0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._is_started = False
+        self._is_sent = False  # some of it, to the server
         self._left: int | None = None  # bytes that are still to come, when the reply says so
         self._closes = False  # after the reply
         self._is_websocket = False
@@ -253,7 +254,7 @@ class _Client:
             self.give_up(503)
 
     def _begin(self, incoming: Incoming) -> None:
-        self._is_started = False
+        self._is_started = self._is_sent = False
         self._left = None
         self._closes = _wants_close(incoming)
         if _is_upload(incoming):
@@ -355,6 +356,7 @@ class _Client:
         if self._out:
             self._pause_s()
             self._tokens -= 1
+            self._is_sent = True
             self._send(b"".join(self._out))
             self._out.clear()
             self._out_bytes = 0
@@ -381,7 +383,8 @@ class _Client:
 
     def give_up(self, status: int) -> None:
         """Say so when nothing was said yet; close in any case."""
-        if not self._is_started:
+        if not self._is_sent:
+            self._out.clear()
             self._send(plain(status, close=True))
         self._send(b"")
         self.gone()

@@ -41,6 +41,9 @@ async def answer(method, path, query, headers, reader, writer):
             write(data)
             await writer.drain()
         return False
+    if path == "/frames":
+        await echo_frames(headers, reader, writer)
+        return False
     if path == "/drip":
         size = int(headers["content-length"])
         while size:
@@ -110,6 +113,23 @@ async def answer(method, path, query, headers, reader, writer):
         head = plain(b"Hello, world\n", extra=extra + "Connection: keep-alive, X-Hop\r\n")
         write(head if body else head[: -len(b"Hello, world\n")])
     return True
+
+
+async def echo_frames(headers, reader, writer):
+    """A WebSocket that says everything back."""
+    from appnode import websocket
+
+    accept = websocket.accept(headers["sec-websocket-key"].encode())
+    writer.write(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+    frames = websocket.Reader()
+    while data := await reader.read(65536):
+        for kind, message in frames.feed(data):
+            payload = message if isinstance(message, bytes) else message.encode()
+            writer.write(websocket.frame(0x80 | kind, payload))
+            await writer.drain()
 
 
 async def serve(reader, writer):

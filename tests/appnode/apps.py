@@ -22,7 +22,7 @@ def say(method: str, query: str, test: str, path: str) -> bytes:
 
 def wsgi(environ, start_response):
     path, query = environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"])
-    log(f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}")
+    log(f"{environ['REQUEST_METHOD']} {path}")
     text = [("Content-Type", "text/plain")]
 
     def ok(body, headers=()):
@@ -30,7 +30,9 @@ def wsgi(environ, start_response):
         return [body]
 
     if path == "/echo":
-        return ok(environ["wsgi.input"].read())
+        whole = environ.get("wsgi.input_terminated")
+        size = -1 if whole else int(environ.get("CONTENT_LENGTH") or 0)
+        return ok(environ["wsgi.input"].read(size))
     if path == "/count":
         count = 0
         while piece := environ["wsgi.input"].read(65536):

@@ -82,11 +82,15 @@ def check_connections(port: int) -> None:
 def check_failures(port: int) -> None:
     """What an app does wrong stays its own."""
     assert ask(port, "/fail")[0] == 500
-    assert ask(port, "/bad")[0] in (500, 502)
     with contextlib.suppress(http.client.IncompleteRead):
         status = ask(port, "/short")[0]
         assert status in (500, 502)
     assert ask(port, "/hello")[:2] == (200, b"Hello, world\n")
+
+
+def check_bad_header(port: int) -> None:
+    """An app that writes its own HTTP may say what looks like two headers; others may not."""
+    assert ask(port, "/bad")[0] == 500
 
 
 def until_closed(port: int, request: bytes) -> bytes:

@@ -84,6 +84,7 @@ def test_request_set_is_answered(served: Serve, frontend: Frontend) -> None:
     request_set.check_large(frontend.port)
     request_set.check_connections(frontend.port)
     request_set.check_failures(frontend.port)
+    request_set.check_bad_header(frontend.port)
 
 
 def test_uploads_stream_into_the_app(served: Serve, frontend: Frontend) -> None:
