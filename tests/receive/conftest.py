@@ -23,6 +23,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.cache = folder / "cache"
         self.lines: list[str] = []
         self._count = 0
 
@@ -45,7 +46,7 @@ class Bench:
         found = build.detect(tree)
         self.lines.clear()
         built = build.compile(
-            tree, found, cache=self.folder / "cache", env=env or {}, revision="5" * 40,
+            tree, found, cache=self.cache, env=env or {}, revision="5" * 40,
             output=self.lines.append,
         )  # fmt: skip
         name = slug.slug_id(
