@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
 
-from appnode.incoming import Header, Incoming
-from appnode.response import HOP_BY_HOP
+from appnode.incoming import SPECIAL, Header, Incoming, join
 from frontend.mongrel2 import MessageError
 
 # RFC 9110 §9.2.2: what may be sent twice
@@ -14,8 +12,6 @@ IDEMPOTENT = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}")
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
-# hop-by-hop, or written anew; the frontend has answered an expectation already
-_SPECIAL: Final = HOP_BY_HOP | {b"content-length", b"expect", b"http2-settings"}
 _WITH_BODY = frozenset([b"POST", b"PUT", b"PATCH"])
 
 
@@ -40,38 +36,35 @@ class Forward:
         self.upgrade = False
         self.length: int | None = None
         self.body = body = incoming.body
+        text = b""
         special: list[Header] = []
-        lines: list[bytes] = []
-        for header in incoming.headers:
-            if header[0] in _SPECIAL:
-                special.append(header)
-            else:
-                lines.append(b"%b: %b" % header)
+        for block in incoming.blocks:
+            if block.lines is None:
+                raise MessageError("not a request: a header has a line break")
+            text += block.lines
+            if block.special:
+                special += block.special
         if special:
-            lines = self._obey(special, lines)
+            text = self._obey(incoming, special, text)
         if not self.http11 and incoming.header(b"host") is None:
-            lines.insert(0, b"host: localhost")  # HTTP/1.1 requires one
+            text = b"host: localhost\r\n" + text  # HTTP/1.1 requires one
         if more:
             if self.length is None:
-                lines.append(b"transfer-encoding: chunked")
+                text += b"transfer-encoding: chunked\r\n"
             else:
-                lines.append(b"content-length: %d" % self.length)
+                text += b"content-length: %d\r\n" % self.length
         else:
             if body or self.length is not None or method in _WITH_BODY:
-                lines.append(b"content-length: %d" % len(body))
+                text += b"content-length: %d\r\n" % len(body)
             self.length = len(body)
-        text = b"\r\n".join(lines)
-        breaks = len(lines) - 1 if lines else 0
-        if text.count(b"\n") != breaks or text.count(b"\r") != breaks or b"\0" in text:
-            raise MessageError("not a request: a header has a line break")
-        self.head = b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, text)
+        self.head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, text)
 
     @property
     def is_idempotent(self) -> bool:
         return self.method in IDEMPOTENT
 
-    def _obey(self, special: list[Header], lines: list[bytes]) -> list[bytes]:
-        """Obey the hop-by-hop headers; the lines to send."""
+    def _obey(self, incoming: Incoming, special: list[Header], text: bytes) -> bytes:
+        """Obey the hop-by-hop headers; the lines to send. Raises MessageError."""
         options: set[bytes] = set()
         upgrade = b""
         for name, value in special:
@@ -83,11 +76,14 @@ class Forward:
                 self.length = _length(value)
         nominated = options - {b"close", b"keep-alive", b"upgrade", b"host", b""}
         if nominated:
-            lines = [line for line in lines if line[: line.index(b":")] not in nominated]
+            text = join(h for h in incoming.headers if h[0] not in SPECIAL | nominated) or b""
         if upgrade and b"upgrade" in options:
             self.upgrade = True
-            lines += [b"connection: upgrade", b"upgrade: " + upgrade]
-        return lines
+            line = join([(b"upgrade", upgrade)])
+            if line is None:
+                raise MessageError("not a request: a header has a line break")
+            text += b"connection: upgrade\r\n" + line
+        return text
 
 
 def _length(text: bytes) -> int:

@@ -10,6 +10,8 @@ import re
 from enum import Enum, auto
 from typing import Final
 
+from appnode.incoming import HOP_BY_HOP
+
 MAX_HEAD: Final = 65_536  # Apache takes 8 KiB a line and 100 lines; cookies fill the rest
 MAX_INTERIM: Final = 8  # 100, 102 and 103 before the response; more is junk
 MAX_CHUNK_LINE: Final = 4_096  # size and extensions; llhttp allows 16 KiB
@@ -25,18 +27,6 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;" + _VALUE + rb")?\r\n")
 _START = b"HTTP/1."
 
-# RFC 9110 §7.6.1; trailer goes because trailers do not pass
-HOP_BY_HOP = frozenset(
-    [
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    ]
-)
 # the line starts that make a head worth taking apart
 _HOPS = re.compile(
     rb"\r\n(?:connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade):"

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from http import HTTPStatus
 
-from appnode.incoming import Header
-from appnode.response import HOP_BY_HOP
+from appnode.incoming import HOP_BY_HOP, Header
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

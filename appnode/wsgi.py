@@ -13,10 +13,9 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from appnode.incoming import Incoming
+from appnode.incoming import HOP_BY_HOP, Incoming
 from appnode.link import Answer, Door
 from appnode.native import Native, addresses
-from appnode.response import HOP_BY_HOP
 from appnode.writer import AnswerError, Writer, plain
 from bareku.log import event
 from frontend.link import WINDOW

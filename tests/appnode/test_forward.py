@@ -111,6 +111,42 @@ def test_quick_reading_is_the_careful_one(
     assert [*found.server.items(), *found.headers] == want
 
 
+def test_remembered_headers_do_not_reach_other_requests() -> None:
+    """The same beginning and end, told apart by what stands between and by the body."""
+    front: Headers = {"REMOTE_ADDR": "127.0.0.1", "x-forwarded-for": "127.0.0.1"}
+    for number in range(3):
+        own = {"x-request-id": f"id-{number}", **SERVER, "URI": f"/{number}", "host": "x"}
+        found = incoming.parse(
+            mongrel2.encode_request(b"me", number, "/a", front | own, b"%d" % number)
+        )
+        assert found.server == {
+            b"REMOTE_ADDR": b"127.0.0.1",
+            **{key.encode(): str(value).encode() for key, value in own.items() if key.isupper()},
+        }
+        assert found.headers == [
+            (b"x-forwarded-for", b"127.0.0.1"),
+            (b"x-request-id", b"id-%d" % number),
+            (b"host", b"x"),
+        ]
+        assert found.body == b"%d" % number
+        found.server[b"METHOD"] = b"POST"  # a door may change what it got
+
+
+@given(st.lists(st.tuples(_NAME, _TEXT), max_size=4), st.text("abc:,0123456789PATH", max_size=30))
+def test_what_looks_like_a_boundary_in_a_value_is_none(
+    headers: list[tuple[str, str]], text: str
+) -> None:
+    trap = f"{text}12:x-request-id,1:a,4:PATH,1:/,"
+    given_headers: Headers = {"x-trap": trap, "x-request-id": trap, **SERVER, "x-2": trap}
+    given_headers |= dict(headers)
+    data = mongrel2.encode_request(b"me", 7, "/a", given_headers)
+    for _ in range(2):  # the second time, what was read is remembered
+        found = incoming.parse(data)
+        assert dict(found.headers)[b"x-trap"] == trap.encode()
+        want = {k.encode(): str(v).encode("latin-1") for k, v in given_headers.items()}
+        assert found.server | dict(found.headers) == want
+
+
 @given(st.binary(max_size=120), st.integers(0, 200), st.integers(0, 3))
 def test_noise_is_an_error_or_a_request(noise: bytes, at: int, keep: int) -> None:
     whole = message({"host": "x", "accept": "*/*"}, b"abc")
