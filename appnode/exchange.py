@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from appnode.forward import Forward
+from appnode.forward import IDEMPOTENT, Forward
 from appnode.incoming import Incoming
 from appnode.link import Door
 from appnode.response import ResponseError, ResponseReader
@@ -32,12 +32,16 @@ class Times:
 class Exchange:
     """One request in flight. `key` is the door's own name for it."""
 
-    __slots__ = (
-        "_body_ended", "_body_left", "_connection", "_credit", "_door", "_ended", "_granted",
-        "_has_body", "_held", "_loop", "_may_retry", "_opening", "_owed", "_paused", "_reader",
-        "_silent", "_times", "_upstream", "deadline", "forward", "handler", "ident", "is_over",
-        "key", "started_at",
-    )  # fmt: skip
+    # defaults here, since most exchanges are over after one piece each way
+    _connection: Connection | None = None
+    _opening: asyncio.Task[None] | None = None
+    _silent = True  # not a byte came back
+    _granted = 0
+    _owed = 0  # body bytes passed on and not granted again
+    _paused = False
+    _credit = WINDOW
+    _ended = False  # the app's part is over, what is held is not
+    is_over = False
 
     def __init__(
         self, door: Door, handler: int, incoming: Incoming, upstream: Upstream, times: Times,
@@ -52,26 +56,17 @@ class Exchange:
         self.forward = forward
         self._upstream = upstream
         self._times = times
-        self._loop = asyncio.get_running_loop()
-        self.started_at = self._loop.time()
-        self.deadline = self.started_at + times.first_byte_s
-        self._connection: Connection | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._loop = upstream.loop
+        self.started_at = now = self._loop.time()
+        self.deadline = now + times.first_byte_s
         self._reader = ResponseReader(
             forward.method, http11=forward.http11, upgrade=forward.upgrade
         )
-        self._silent = True  # not a byte came back
-        self._may_retry = not more and forward.is_idempotent
         self._has_body = more
         self._body_ended = not more
+        self._may_retry = not more and forward.method in IDEMPOTENT
         self._body_left = None if forward.length is None else forward.length - len(forward.body)
-        self._granted = 0
-        self._owed = 0  # body bytes passed on and not granted again
-        self._paused = False
-        self._credit = WINDOW
-        self._held: deque[bytes] = deque()
-        self._ended = False  # the app's part is over, what is held is not
-        self.is_over = False
+        self._held: deque[bytes] | None = None
 
     def start(self) -> None:
         """Send the request to the app."""
@@ -178,13 +173,14 @@ class Exchange:
         self._credit += size
         if not self._held:
             return
-        while self._held and self._credit > 0 and not self.is_over:
-            piece = self._held.popleft()
+        held = self._held
+        while held and self._credit > 0 and not self.is_over:
+            piece = held.popleft()
             if len(piece) > self._credit:
-                self._held.appendleft(piece[self._credit :])
+                held.appendleft(piece[self._credit :])
                 piece = piece[: self._credit]
-            self._reply(piece, end=self._ended and not self._held)
-        if not self._held and self._connection is not None:
+            self._reply(piece, end=self._ended and not held)
+        if not held and self._connection is not None:
             self._connection.resume()
 
     def cancel(self) -> None:
@@ -280,6 +276,8 @@ class Exchange:
         if not self._held and len(out) <= self._credit and len(out) <= MAX_PIECE:
             self._reply(out, end=end)
             return
+        if self._held is None:
+            self._held = deque()
         for at in range(0, len(out), MAX_PIECE):
             self._held.append(out[at : at + MAX_PIECE])
         if end and not out and not self._held:
@@ -302,7 +300,7 @@ class Exchange:
 
     def _end(self) -> None:
         self.is_over = True
-        self._held.clear()
+        self._held = None
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()

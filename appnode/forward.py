@@ -59,10 +59,6 @@ class Forward:
             self.length = len(body)
         self.head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, text)
 
-    @property
-    def is_idempotent(self) -> bool:
-        return self.method in IDEMPOTENT
-
     def _obey(self, incoming: Incoming, special: list[Header], text: bytes) -> bytes:
         """Obey the hop-by-hop headers; the lines to send. Raises MessageError."""
         options: set[bytes] = set()

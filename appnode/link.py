@@ -29,6 +29,8 @@ from frontend.link import (
 )
 from frontend.mongrel2 import MessageError
 
+_REQUEST = Kind.REQUEST.value
+
 log = logging.getLogger("appnode.link")
 
 
@@ -252,6 +254,9 @@ class Link:
     # what the frontend says
 
     def _message(self, head: bytes, payload: bytes) -> None:
+        if head[:1] == _REQUEST and len(head) == 6:  # the most frequent one, quickly
+            self._request(int.from_bytes(head[1:5], "big"), (head[5],), payload)
+            return
         decoded = decode_head(head)
         if decoded is None or decoded[0] not in self._by_kind:
             self._bad("unknown head")

@@ -15,6 +15,8 @@ from appnode.incoming import HOP_BY_HOP
 MAX_HEAD: Final = 65_536  # Apache takes 8 KiB a line and 100 lines; cookies fill the rest
 MAX_INTERIM: Final = 8  # 100, 102 and 103 before the response; more is junk
 MAX_CHUNK_LINE: Final = 4_096  # size and extensions; llhttp allows 16 KiB
+_KEPT: Final = 512  # heads remembered
+_KEPT_BYTES: Final = 2_048
 MAX_LENGTH_DIGITS: Final = 18  # below 2**63
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -52,7 +54,16 @@ class _State(Enum):
 class Head:
     """What matters of a response head; `fields` are its headers without the hop-by-hop ones."""
 
-    __slots__ = ("chunked", "fields", "keep_alive", "length", "start", "status", "upgrade")
+    __slots__ = (
+        "chunked",
+        "fields",
+        "is_plain",
+        "keep_alive",
+        "length",
+        "start",
+        "status",
+        "upgrade",
+    )
 
     def __init__(self, raw: bytes) -> None:
         """Take apart `raw`, which ends with its blank line. Raises ResponseError."""
@@ -71,6 +82,13 @@ class Head:
             self.fields = raw[first:-2]
         else:
             self._strip(raw, low, first)
+        # it passes byte for byte, and so does its body
+        self.is_plain = (
+            self.length is not None
+            and self.status >= 200
+            and self.status not in (204, 304)
+            and self.start + self.fields + b"\r\n" == raw
+        )
 
     def _strip(self, raw: bytes, low: bytes, first: int) -> None:
         """Read the hop-by-hop headers and leave them out of `fields`."""
@@ -107,6 +125,23 @@ class Head:
         self.chunked = True
 
 
+_heads: dict[bytes, Head] = {}
+
+
+def head_of(raw: bytes) -> Head:
+    """The head that `raw` is; an app answers with the same one for the second. Raises
+    ResponseError.
+    """
+    head = _heads.get(raw)
+    if head is None:
+        head = Head(raw)
+        if len(raw) <= _KEPT_BYTES:
+            if len(_heads) >= _KEPT:
+                del _heads[next(iter(_heads))]
+            _heads[raw] = head
+    return head
+
+
 def _content_length(low: bytes) -> int | None:
     at = low.find(b"\r\ncontent-length:")
     if at < 0:
@@ -128,25 +163,22 @@ class ResponseReader:
     head has been read, so bytes of the reply exist. `status`: of that head.
     """
 
-    __slots__ = (
-        "_body_less", "_buffer", "_interim", "_is_upgrade", "_left", "_rechunk", "_state",
-        "done", "keep_alive", "started", "status", "tunnel",
-    )  # fmt: skip
+    # defaults here, since most readers see one piece and change few of them
+    _state = _State.HEAD
+    _buffer = b""
+    _left = 0
+    _interim = 0
+    done = False
+    tunnel = False
+    started = False
+    keep_alive = False
+    status = 0
 
     def __init__(self, method: bytes, *, http11: bool = True, upgrade: bool = False) -> None:
         """`http11`: the client understands chunked; `upgrade`: it asked for one."""
         self._body_less = method == b"HEAD"
         self._rechunk = http11
         self._is_upgrade = upgrade
-        self._state = _State.HEAD
-        self._buffer = b""
-        self._left = 0
-        self._interim = 0
-        self.done = False
-        self.tunnel = False
-        self.started = False
-        self.keep_alive = False
-        self.status = 0
 
     def feed(self, data: bytes) -> bytes:
         """What to send on now. Raises ResponseError; after it the reader is of no more use."""
@@ -186,7 +218,14 @@ class ResponseReader:
                 raise ResponseError("malformed head")
             self._buffer = data
             return b""
-        head = Head(data[: end + 4])
+        head = head_of(data[: end + 4])
+        if head.is_plain and len(data) - end - 4 == head.length and not self._body_less:
+            self.started = self.done = True
+            self.status = head.status
+            self.keep_alive = head.keep_alive
+            self._rechunk = False
+            self._state = _State.DONE
+            return data
         rest = data[end + 4 :]
         if head.status < 200 and not self._take_interim(head):
             return self._feed_head(rest) if rest else b""

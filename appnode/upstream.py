@@ -121,7 +121,7 @@ class Upstream:
         self._size = size
         self._idle_s = idle_s
         self._on_listening = on_listening
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._probe: asyncio.Task[None] | None = None
@@ -137,12 +137,12 @@ class Upstream:
 
         One for a request that is not `repeatable` was used a moment ago and is still open.
         """
-        now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if connection.transport is None or connection.transport.is_closing():
                 continue
             if not repeatable:
+                now = self.loop.time()
                 if now - connection.idle_since > SAFE_IDLE_S:  # and so are those below it
                     self._idle.append(connection)
                     return None
@@ -158,8 +158,8 @@ class Upstream:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(timeout_s):
-                await self._loop.sock_connect(sock, self._address)
-                _, connection = await self._loop.create_connection(
+                await self.loop.sock_connect(sock, self._address)
+                _, connection = await self.loop.create_connection(
                     lambda: Connection(self, sock), sock=sock
                 )
         except ConnectionRefusedError:
@@ -181,7 +181,7 @@ class Upstream:
             connection.abort()
             return
         connection.is_used = True
-        connection.idle_since = self._loop.time()
+        connection.idle_since = self.loop.time()
         self._idle.append(connection)
 
     def forget(self, connection: Connection) -> None:
@@ -189,7 +189,7 @@ class Upstream:
 
     def expire(self) -> None:
         """Close what has been idle for too long; the oldest are first."""
-        oldest = self._loop.time() - self._idle_s
+        oldest = self.loop.time() - self._idle_s
         count = 0
         for connection in self._idle:
             if connection.idle_since > oldest:
@@ -201,7 +201,7 @@ class Upstream:
     def _watch(self) -> None:
         """Find out when the app listens again."""
         if self._probe is None:
-            self._probe = self._loop.create_task(self._try_again())
+            self._probe = self.loop.create_task(self._try_again())
 
     async def _try_again(self) -> None:
         wait_s = PROBE_FIRST_S
@@ -211,7 +211,7 @@ class Upstream:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             with contextlib.suppress(OSError), contextlib.closing(sock):
                 async with asyncio.timeout(PROBE_MOST_S):
-                    await self._loop.sock_connect(sock, self._address)
+                    await self.loop.sock_connect(sock, self._address)
                 break
         self._probe = None
         self._on_listening()
