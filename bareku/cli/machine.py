@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bareku.door.server import make_key
+from bareku.door.keys import make_pair
 from bareku.files import write_atomic, write_json
 from bareku.paths import Root
 from bareku.receive import desired
@@ -70,7 +70,7 @@ def prepare(root: Root, settings: Settings) -> None:
     root.ssh.mkdir(mode=0o700, exist_ok=True)
     for name in ("host_ed25519", "ship_ed25519"):
         if not (root.ssh / name).exists():
-            make_key(root.ssh / name, f"bareku-{name.partition('_')[0]}")
+            make_pair(root.ssh / name, f"bareku-{name.partition('_')[0]}")
     host_key = (root.ssh / "host_ed25519.pub").read_text().rsplit(" ", 1)[0]
     host, _, port = settings.ssh.rpartition(":")
     write_atomic(root.ssh / "known_hosts", f"[{host.strip('[]')}]:{port} {host_key}\n".encode())

@@ -240,19 +240,33 @@ def last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
+def wait_ended(pids: Sequence[int], timeout_s: float) -> list[int]:
+    """Wait for processes to end, our children or not; those that still run after `timeout_s`.
+
+    By pidfd: a process that has ended counts, even while nobody has reaped it.
+    """
+    deadline = time.monotonic() + timeout_s
+    running = {}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            running[os.pidfd_open(pid)] = pid
+    while running and (left_s := deadline - time.monotonic()) > 0:
+        for fd in select.select(list(running), [], [], left_s)[0]:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(running.pop(fd), os.WNOHANG)
+            os.close(fd)
+    for fd in running:
+        os.close(fd)
+    return list(running.values())
+
+
 def _end(pids: Sequence[int]) -> None:
     """TERM to all, KILL to those that are still there after STOP_S."""
-    processes = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    for process in psutil.wait_procs(processes, timeout=STOP_S)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=STOP_S)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        pids = wait_ended(pids, STOP_S)
 
 
 def _spawn(argv: list[str], env: Mapping[str, str], actions: list[tuple[object, ...]]) -> int:

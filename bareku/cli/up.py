@@ -11,7 +11,6 @@ import sys
 import time
 
 import msgspec
-import psutil
 
 from bareku import log
 from bareku import settings as settings_file
@@ -21,6 +20,7 @@ from bareku.errors import BarekuError
 from bareku.settings import Settings
 
 DETACH_S = 30.0
+DOWN_S = 120.0  # apps may take their drain and grace times
 
 
 def up(context: Context, options: argparse.Namespace) -> int:
@@ -48,14 +48,12 @@ def down(context: Context, options: argparse.Namespace) -> int:
     settings = context.settings()
     pid = parent.running(context.root, "up")
     if pid:
-        process = psutil.Process(pid)
-        process.send_signal(signal.SIGUSR1 if options.keep_apps else signal.SIGTERM)
-        try:
-            process.wait(timeout=120)
-        except psutil.TimeoutExpired as exc:
-            raise BarekuError(f"cannot stop: pid {pid} does not end") from exc
-    found = parent.running_daemons(context.root, settings)  # whose parent had died
-    parent.stop_all(context.root, found, keep_apps=options.keep_apps)
+        os.kill(pid, signal.SIGUSR1 if options.keep_apps else signal.SIGTERM)
+        if parent.wait_ended([pid], DOWN_S):
+            raise BarekuError(f"cannot stop: pid {pid} does not end", hint="see its log: up.log")
+    found = parent.running_daemons(context.root, settings)
+    if found or not pid:  # their parent had died
+        parent.stop_all(context.root, found, keep_apps=options.keep_apps)
     if not pid and not found:
         print("Bareku was not up.")
     else:

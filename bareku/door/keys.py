@@ -124,6 +124,25 @@ def owner(root: Root, blob: bytes) -> str | None:
     return next((user for user, key in people(root) if key.blob == blob), None)
 
 
+def make_pair(path: Path, comment: str) -> None:
+    """An ed25519 key pair: `path` (0600) and `path.pub`."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, private, mode=0o600)
+    write_atomic(path.with_name(path.name + ".pub"), public + f" {comment}\n".encode())
+
+
 def _path(folder: Path, key: PublicKey) -> Path:
     return folder / f"{hashlib.sha256(key.blob).hexdigest()[:16]}.pub"
 

@@ -33,7 +33,6 @@ from bareku import config, listen, log
 from bareku.daemon import Presence
 from bareku.door import keys
 from bareku.errors import BarekuError
-from bareku.files import write_atomic
 from bareku.log import event
 from bareku.paths import Root
 from bareku.settings import address
@@ -102,27 +101,8 @@ def serve(door: DoorConfig) -> None:
 def load_host_key(path: Path) -> paramiko.PKey:
     """The door's own key; made (ed25519, 0600) the first time."""
     if not path.exists():
-        make_key(path, "bareku-door")
+        keys.make_pair(path, "bareku-door")
     return paramiko.Ed25519Key.from_private_key_file(str(path))
-
-
-def make_key(path: Path, comment: str) -> None:
-    """An ed25519 key pair: `path` (0600) and `path.pub`."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, private, mode=0o600)
-    write_atomic(path.with_name(path.name + ".pub"), public + f" {comment}\n".encode())
 
 
 class Guard(paramiko.ServerInterface):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from bareku.door import keys
-from bareku.door.server import make_key
+from bareku.door.keys import make_pair
 from bareku.errors import BarekuError
 from bareku.paths import Root
 
 
 def public(tmp_path: Path, name: str = "id") -> str:
-    make_key(tmp_path / name, "ada@laptop")
+    make_pair(tmp_path / name, "ada@laptop")
     return (tmp_path / f"{name}.pub").read_text()
 
 

@@ -14,7 +14,7 @@ import pytest
 from bareku import settings
 from bareku.cli import machine
 from bareku.door import keys
-from bareku.door.server import make_key
+from bareku.door.keys import make_pair
 from bareku.paths import Root
 from bareku.receive import repository
 from bareku.settings import Settings, address
@@ -61,7 +61,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         port = probe.getsockname()[1]
     settings.create(root, Settings(ssh=f"127.0.0.1:{port}"))
     machine.prepare(root, settings.load(root))
-    make_key(root.path / "ada", "ada")
+    make_pair(root.path / "ada", "ada")
     keys.add(root, "ada", (root.path / "ada.pub").read_text())
     repository.create(root.repository("hello"), "master")
     log = (root.logs / "door.log").open("wb")
@@ -81,7 +81,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 
 def test_unknown_key_is_refused(door: Door) -> None:
-    make_key(door.root.path / "eve", "eve")
+    make_pair(door.root.path / "eve", "eve")
     done = door.ssh("apps", key=door.root.path / "eve")
     assert done.returncode == 255
     assert b"Permission denied (publickey)" in done.stderr
@@ -111,7 +111,7 @@ def test_mistyped_verb_names_the_nearest(door: Door) -> None:
 
 
 def test_standard_input_reaches_the_verb(door: Door) -> None:
-    make_key(door.root.path / "bob", "bob")
+    make_pair(door.root.path / "bob", "bob")
     done = door.ssh("keys:add", "bob", data=(door.root.path / "bob.pub").read_bytes())
     assert done.stdout.startswith(b"Added SHA256:")
     assert door.ssh("apps", key=door.root.path / "bob").returncode == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bareku.door.server import make_key
+from bareku.door.keys import make_pair
 from bareku.paths import Root
 from tests.platform.rig import Bareku, Repository
 
@@ -32,7 +32,7 @@ def bareku(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bareku]:
 @pytest.fixture(scope="module")
 def key(bareku: Bareku, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("key") / "id_ed25519"
-    make_key(path, "ada@laptop")
+    make_pair(path, "ada@laptop")
     bareku.run("keys:add", "ada", data=path.with_name("id_ed25519.pub").read_text())
     return path
 
