@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from bareku import app as apps
 from bareku import names
@@ -57,7 +58,7 @@ def _change(context: Context, options: argparse.Namespace, edit: change.Edit, re
     app = names.parse_app(options.app)
     plan = change.environment(context.root, app, edit)
     release = change.make(
-        context.root, app, plan, user=context.user, reason=reason, out=Transcript()
+        context.root, app, plan, user=context.user, reason=reason, out=Transcript(sys.stderr)
     )
     print(f"{reason} on {app}; it runs v{release.number}.")
     return 0

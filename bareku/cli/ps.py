@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 
 from bareku import app as apps
 from bareku import names
@@ -66,7 +67,7 @@ def restart(context: Context, options: argparse.Namespace) -> int:
 def _release(context: Context, app: str, plan: change.Plan, reason: str) -> int:
     context.settings()
     release = change.make(
-        context.root, app, plan, user=context.user, reason=reason, out=Transcript()
+        context.root, app, plan, user=context.user, reason=reason, out=Transcript(sys.stderr)
     )
     print(f"{reason} on {app}: done, v{release.number}.")
     return 0

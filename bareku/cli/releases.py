@@ -77,7 +77,7 @@ def rollback(context: Context, options: argparse.Namespace) -> int:
     plan = change.earlier(context.root, app, number)
     reason = f"Go back to {options.release or 'the release before'}"
     release = change.make(
-        context.root, app, plan, user=context.user, reason=reason, out=Transcript()
+        context.root, app, plan, user=context.user, reason=reason, out=Transcript(sys.stderr)
     )
     print(f"{app} runs v{release.number}, the same as {options.release or 'the release before'}.")
     print(f"To undo this: bareku releases:rollback {app} v{before}")
