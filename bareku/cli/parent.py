@@ -66,7 +66,7 @@ class Parent:
     keep_apps: bool = False
     children: list[Child] = field(default_factory=list)
 
-    def run(self, say: Callable[[str], None]) -> None:
+    def run(self, say: Callable[[str], None], when_up: Callable[[], None]) -> None:
         """Start everything, say one line a daemon, keep it running, end on INT, TERM or USR1.
 
         Raises BarekuError when a port is taken, before anything is started, or when a daemon
@@ -83,6 +83,7 @@ class Parent:
                     self._start(child)
             for child in self.children:
                 say(self._wait(child))
+            when_up()
             presence.write("ok")
             say("")
             ending = self._watch(wakeup, presence)

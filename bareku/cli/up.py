@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ from bareku import settings as settings_file
 from bareku.cli import parent
 from bareku.cli.command import Command, Context
 from bareku.errors import BarekuError
+from bareku.files import locked
+from bareku.receive import deploy
 from bareku.settings import Settings
 
 DETACH_S = 30.0
@@ -39,7 +42,9 @@ def up(context: Context, options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line or _where(context, settings), flush=True)
 
-    parent.Parent(root, settings, keep_apps=options.keep_apps).run(say)
+    parent.Parent(root, settings, keep_apps=options.keep_apps).run(
+        say, when_up=lambda: _settle(context)
+    )
     print("Bareku is down.")
     return 0
 
@@ -59,6 +64,16 @@ def down(context: Context, options: argparse.Namespace) -> int:
     else:
         print("Bareku is down; the apps run on." if options.keep_apps else "Bareku is down.")
     return 0
+
+
+def _settle(context: Context) -> None:
+    """End what a power cut or a kill left open; a deploy that is still worked on keeps its lock."""
+    for path in sorted(context.root.journal.glob("*.json")):
+        with (
+            contextlib.suppress(BarekuError),
+            locked(path.with_suffix(".lock"), holder="bareku up is settling"),
+        ):
+            deploy.settle(context.root, path.stem)
 
 
 def _settings(context: Context, options: argparse.Namespace) -> Settings:

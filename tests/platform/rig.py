@@ -80,13 +80,14 @@ class Repository:
     key: Path
     app: str
 
-    def git(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def environment(self) -> dict[str, str]:
+        """Git's environment: this developer's key and name, nothing of the machine's settings."""
         ssh = [
             "ssh", "-F", "none", "-i", str(self.key), "-o", "IdentitiesOnly=yes",
             "-o", f"UserKnownHostsFile={self.bareku.root.ssh / 'known_hosts'}",
             "-o", "BatchMode=yes",
         ]  # fmt: skip
-        env = {
+        return {
             **{k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
             "GIT_SSH_COMMAND": " ".join(ssh),
             "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -95,8 +96,15 @@ class Repository:
             "GIT_COMMITTER_NAME": "Ada",
             "GIT_COMMITTER_EMAIL": "ada@example.org",
         }
+
+    def git(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["git", *words], cwd=self.path, env=env, capture_output=True, text=True, timeout=180
+            ["git", *words],
+            cwd=self.path,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=180,
         )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr + self.bareku.logs()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
+import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,8 +179,6 @@ def test_env_file_and_platform_variables_reach_the_process(
     show = "import os, json\n" + APP.replace('b"%s"', "json.dumps(dict(os.environ)).encode()")
     commit = repository.commit({**plain(""), "app.py": show})
     repository.push()
-    import json
-
     env = json.loads(bareku.get("envy")[1])
     assert env["GREETING"] == "good day $HOME # yes"
     assert env["BAREKU_APP"] == "envy"
@@ -382,3 +384,121 @@ def test_down_keeps_the_apps_when_told_and_up_takes_them_back(
 def test_sample_app_is_what_script_up_pushes() -> None:
     names = {path.name for path in (TOP / "examples" / "hello").iterdir()}
     assert {"app.py", "requirements.txt", "Procfile"} <= names
+
+
+# Whatever dies in the middle of a push, the next event makes the state whole.
+
+SLOW = "import time; time.sleep(2)\n" + APP % "slow"
+
+
+def hook_pid(bareku: Bareku, app: str) -> int:
+    """The pid of the pre-receive hook that works on `app`, 0 when there is none."""
+    folder = str(bareku.root.repository(app))
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            words = process.info["cmdline"] or []
+            if words[-1:] == ["pre-receive"] and process.cwd() == folder:
+                return process.pid
+    return 0
+
+
+def push_in_background(repository: Repository) -> threading.Thread:
+    thread = threading.Thread(
+        target=lambda: repository.git("push", "bareku", "master", check=False)
+    )
+    thread.start()
+    return thread
+
+
+def test_hook_that_is_killed_while_it_checks_leaves_the_old_release(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    repository = new_repository("victim")
+    repository.commit(plain("old"))
+    repository.push()
+    repository.commit({"app.py": SLOW})
+    with Visitor(bareku, "victim") as visitor:
+        pushing = push_in_background(repository)
+        journal = bareku.root.journal / "victim.json"
+        await_until(journal.exists, 20, "the deploy is open")
+        os.kill(hook_pid(bareku, "victim"), signal.SIGKILL)
+        pushing.join(60)
+        assert repository.git("ls-remote", "bareku", "master").stdout.startswith(
+            repository.git("rev-parse", "HEAD~1").stdout.strip()
+        )
+        # the next change settles what was left open
+        bareku.run("ps:restart", "victim")
+        assert not journal.exists()
+        await_until(
+            lambda: {p["release"] for p in bareku.processes("victim")} == {2}, 15, "one release"
+        )
+    assert visitor.failures == []
+    assert bareku.get("victim") == (200, "old")
+
+
+def test_deploy_that_a_power_cut_left_open_is_settled_by_the_next_start(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    repository = new_repository("cut")
+    repository.commit(plain("old"))
+    repository.push()
+    repository.commit({"app.py": SLOW})
+    pushing = push_in_background(repository)
+    journal = bareku.root.journal / "cut.json"
+    await_until(journal.exists, 20, "the deploy is open")
+    os.kill(hook_pid(bareku, "cut"), signal.SIGKILL)
+    pushing.join(60)
+    bareku.run("down")
+    bareku.run("up", "--detach")
+    assert not journal.exists()
+    await_until(lambda: bareku.get("cut") == (200, "old"), 15, "the old page")
+    assert [r.name for r in (bareku.root.releases / "cut").iterdir()] == ["1.json"]
+
+
+def test_pusher_who_leaves_does_not_stop_the_deploy(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    """The client's connection is cut in the middle: all new or all old, never a mixture."""
+    repository = new_repository("leaver")
+    repository.commit(plain("old"))
+    repository.push()
+    commit = repository.commit({"app.py": SLOW})
+    pushing = subprocess.Popen(
+        ["git", "push", "bareku", "master"],
+        cwd=repository.path,
+        env=repository.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    await_until((bareku.root.journal / "leaver.json").exists, 20, "the deploy is open")
+    os.killpg(pushing.pid, signal.SIGKILL)
+    pushing.wait()
+    await_until(
+        lambda: not (bareku.root.journal / "leaver.json").exists(), 30, "the deploy is settled"
+    )
+    is_new = repository.git("ls-remote", "bareku", "master").stdout.startswith(commit)
+    await_until(
+        lambda: bareku.get("leaver") == (200, "slow" if is_new else "old"), 15, "page and ref agree"
+    )
+    assert (bareku.root.apps / "leaver.ver").read_text() == ("2\n" if is_new else "1\n")
+
+
+def test_two_pushes_at_once_deploy_one_after_the_other(
+    bareku: Bareku, new_repository: Callable[[str], Repository], tmp_path: Path
+) -> None:
+    repository = new_repository("busy")
+    repository.commit(plain("one"))
+    repository.push()
+    repository.commit({"app.py": SLOW})
+    pushing = push_in_background(repository)
+    await_until((bareku.root.journal / "busy.json").exists, 20, "the first deploy is open")
+    other = Repository(bareku, tmp_path / "other", repository.key, "busy")
+    repository.git("clone", "-q", bareku.settings.remote("busy"), str(other.path))
+    other.git("remote", "rename", "origin", "bareku")
+    other.commit({"app.py": APP % "other"})
+    text = other.push(check=False)
+    pushing.join(60)
+    assert "Waiting: ada is deploying busy" in text
+    assert "someone else has pushed meanwhile" in text
+    assert bareku.get("busy") == (200, "slow")
