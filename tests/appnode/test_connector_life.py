@@ -240,7 +240,7 @@ def test_second_connector_of_a_run_folder_does_not_start(rig: Any) -> None:
     ("text", "error"),
     [
         ("node: web1\nfrontend: [tcp://127.0.0.1:1]\n", "did you mean 'frontends'?"),
-        ("node: web1\nfrontends: []\n", "length >= 1"),
+        ("node: web1\nfrontends: []\n", "names no frontend"),
         ("node: web1\nfrontends: [http://x]\n", "'http://x' is not the endpoint of a frontend"),
         ("node: web1\nfrontends: [ipc://x, ipc://x]\n", "twice"),
         ("node: web1\nfrontends: [ipc://x]\ntimeouts: {connect_s: 0}\n", "connect_s"),

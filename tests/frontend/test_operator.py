@@ -181,7 +181,7 @@ class Master:
             {"p": 1, "cluster": "bareku", "frontend": "front1", "epoch": epoch, "version": version,
              "routes": list(routes), "unknown": "ignored"}
         ).encode()  # fmt: skip
-        header = {"p": 1, "t": "desired", "epoch": epoch, "version": version,
+        header = {"p": 1, "t": "routes", "epoch": epoch, "version": version,
                   "sha256": sha or hashlib.sha256(body).hexdigest()}  # fmt: skip
         self.pub.send_multipart([b"f/front1/", json.dumps(header).encode(), body])
 
