@@ -321,13 +321,8 @@ class Instance:
         assert self.pidfd is not None
         self._loop.unwatch(self.pidfd)
         found = procfs.exit_of(self.pidfd, self.pid or 0)
-        was_locked = (
-            self.state is State.STARTING
-            and found.code == launcher.EXIT_LOCKED
-            and not self._is_executed
-            and self.home.pid() != (self.pid, self.start_ticks)
-        )
-        if was_locked:
+        is_first = self.state is State.STARTING and found.code == launcher.EXIT_LOCKED
+        if is_first and self.home.pid() != (self.pid, self.start_ticks):
             self._release()
             self.record.launches -= 1
             self.record.restarts -= 1 if self.record.launches else 0

@@ -1,4 +1,4 @@
-# shellcheck shell=dash
+#!/bin/dash
 # Become one supervised process: hold its lock, note its pid, enter its confinement, exec it.
 # The worker may die at any moment, so the record of a process is made by the process itself, under
 # a lock that lives as long as its tree: nothing can be started twice, nothing can be forgotten.
@@ -50,7 +50,7 @@ if [ "$stage" != last ] && [ "$uid" != - ]; then
 fi
 cd "$cwd" 2>/dev/null || fail "cannot enter the folder $cwd"
 shift 8
-unset script stage dir nofile cgroups slug data cwd uid gid stat start
+unset script stage dir nofile cgroups slug data cwd uid gid stat start OLDPWD
 eval "$(cat <&8)"
 command -v -- "$1" >/dev/null || fail "cannot run $1: ENOENT"
 exec 7>&- 8<&-

@@ -68,11 +68,12 @@ def prepare(
         "BAREKU_APP": process.app,
         "BAREKU_RELEASE": str(process.release),
         "BAREKU_PROCESS": f"{process.type}.{process.index}",
-        "BAREKU_TOKEN": process.token,
         "DATA_DIR": "/data" if has_mounts else str(data),
         "DIPROC_READY": str(ready),
         KEY: key,
     }
+    if process.token:
+        environment["BAREKU_TOKEN"] = process.token
     if port is not None:
         environment["PORT"] = str(port)
     write_atomic(folder / "env", render(environment), mode=0o600, durable=False)

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 Callback = Callable[[], None]
 
@@ -145,7 +146,7 @@ def raise_file_limit() -> tuple[int, int]:
 
 def close_on_exec() -> None:
     """Mark every inherited descriptor above 2, so that no process we start gets it."""
-    for entry in list(os.scandir("/proc/self/fd")):
+    for entry in Path("/proc/self/fd").iterdir():
         fd = int(entry.name)
         if fd > 2:
             with contextlib.suppress(OSError):

@@ -63,6 +63,6 @@ def holds_one(pids: Iterable[int], inodes: Collection[str]) -> bool:
         with contextlib.suppress(OSError):
             for entry in os.scandir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(entry) in wanted:  # noqa: PTH115 - many, so cheap
+                    if os.readlink(entry.path) in wanted:  # noqa: PTH115 - thousands of them
                         return True
     return False

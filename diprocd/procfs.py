@@ -169,7 +169,8 @@ def decode_status(status: int) -> Exit:
 
 def everyone() -> list[Stat]:
     """Every process of the machine that runs."""
-    found = (read_stat(int(entry.name)) for entry in os.scandir("/proc") if entry.name.isdigit())
+    names = os.listdir("/proc")  # noqa: PTH208 - thousands of them
+    found = (read_stat(int(name)) for name in names if name.isdigit())
     return [one for one in found if one is not None and one.is_alive]
 
 
@@ -196,6 +197,6 @@ def has_open(pid: int, path: str) -> bool:
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                if os.readlink(entry) == path:  # noqa: PTH115 - many, so cheap
+                if os.readlink(entry.path) == path:  # noqa: PTH115 - thousands of them
                     return True
     return False

@@ -32,7 +32,8 @@ def _rotate(path: Path, kept: int) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         found = os.fstat(fd)
-        head = found.st_size - found.st_size % max(4096, os.fstatvfs(fd).f_bsize)
+        block = max(4096, os.fstatvfs(fd).f_bsize)
+        head = (found.st_size - 1) // block * block  # the call refuses to reach the end
         fresh = path.with_name(f".{path.name}.new")
         try:
             _copy(fd, fresh, head)

@@ -85,6 +85,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: Annotated[int, Meta(ge=1)] | None = None
     labels: list[str] = []
     drain: bool = False
+    curve: str | None = None
 
 
 class Route(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,6 +122,8 @@ class Desired(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     frontends: list[str] = []
     apps: dict[str, App] = {}
     routes: list[Route] = []
+    curve_key: str | None = None
+    frontend_curve: dict[str, str] = {}
     timing: Timing = Timing()
 
 
@@ -194,6 +197,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: str = "/var/lib/bareku/data"
     ports: tuple[int, int] = (31200, 32699)
     isolation: Literal["auto", "none"] = "auto"
+    curve_key: str | None = None
+    curve_master: str | None = None
     interval_s: Interval = 5.0
     lease_s: Interval = 30.0
 

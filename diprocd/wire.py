@@ -105,9 +105,7 @@ class FrontendStats(Struct, frozen=True, tag_field="t", tag="frontend"):
 
 T = TypeVar("T")
 
-_stats_decoder: msgspec.json.Decoder[NodeStats | FrontendStats] = msgspec.json.Decoder(
-    NodeStats | FrontendStats
-)
+_stats_decoder = msgspec.json.Decoder(NodeStats | FrontendStats)
 
 
 def node_topic(node: str) -> bytes:
@@ -153,7 +151,7 @@ def decode(data: bytes, kind: type[T], what: str) -> T:
 def decode_stats(data: bytes) -> NodeStats | FrontendStats:
     """One frame of the stats socket; BarekuError when it is not one of this protocol."""
     try:
-        stats = _stats_decoder.decode(data)
+        stats: NodeStats | FrontendStats = _stats_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise BarekuError(f"cannot use stats: {exc}") from exc
     if stats.p != PROTOCOL:

@@ -25,6 +25,7 @@ from diprocd import isolation, ports, procfs, rotate
 from diprocd.instance import Instance
 from diprocd.lifecycle import ALIVE, Event, State
 from diprocd.loop import Loop, Timer, close_on_exec, raise_file_limit
+from diprocd.names import expand_name
 from diprocd.reconcile import Present, generation, plan
 from diprocd.spec import NodeConfig, NodeDocument, Process
 from diprocd.statedir import StateDir
@@ -45,6 +46,7 @@ class Worker:
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
+        self.node = expand_name(config.node_name)
         self.run_folder = Path(config.run)
         self.folder = self.run_folder / "i"
         self.presence = Presence(self.run_folder, "worker", mode=0o600)
@@ -194,7 +196,7 @@ class Worker:
             if path.stat().st_size > MAX_DOCUMENT_BYTES:
                 raise BarekuError(f"cannot read {path}: it is too large")
             document = msgspec.json.decode(path.read_bytes(), type=NodeDocument)
-            check_document(document, self._node_name())
+            check_document(document, self.node)
         except OSError as exc:
             self._set_error(f"cannot read {path}: {exc.strerror}")
             return
@@ -224,9 +226,6 @@ class Worker:
                 log.warning(event("document refused", error=error))
             self._config_error = error
             self._write_soon()
-
-    def _node_name(self) -> str | None:
-        return expand_name(self.config.node_name)
 
     def _reconcile(self) -> None:
         self._is_reconciling = False
@@ -335,7 +334,7 @@ class Worker:
             self.presence.write(
                 "degraded" if error else "ok",
                 error,
-                node=self._node_name(),
+                node=self.node,
                 epoch=document.epoch if document else 0,
                 have=document.version if document else 0,
                 applied=self._applied(),
@@ -369,14 +368,6 @@ class Worker:
             events = list(document["events"])[-KEPT_EVENTS:]
             return events, max((int(one["n"]) for one in events), default=0)
         return [], 0
-
-
-def expand_name(text: str) -> str:
-    """`%H` is the host name, `%%` a percent sign."""
-    import socket
-
-    parts = text.split("%%")
-    return "%".join(part.replace("%H", socket.gethostname()) for part in parts)
 
 
 def _unreadable(id_: str) -> Process:
