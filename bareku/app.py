@@ -26,6 +26,7 @@ class AppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     branch: str = "master"
     domains: list[str] = []
+    buildpacks: list[str] = []
     formation: dict[str, Annotated[int, Meta(ge=0, le=1000)]] = {}
     checks: Checks = Checks()
     drain_s: Timeout = 30.0

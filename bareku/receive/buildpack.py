@@ -10,8 +10,9 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bareku import paths
@@ -72,8 +73,12 @@ def stack() -> str:
     return f"{release.get('ID', 'linux')}-{version}-{platform.machine()}"
 
 
-def digest(buildpack: Buildpack | Path) -> str:
-    """sha256 over the files of the buildpacks, and of our library: another one, another slug."""
+def digest(buildpack: Buildpack | Path, env: Mapping[str, str] | None = None) -> str:
+    """sha256 over the files of the buildpacks, our library, and the config vars that they heed.
+
+    Another digest, another slug. A buildpack's file `build-vars` names the vars; without one each
+    of them may matter.
+    """
     total = hashlib.sha256()
     for home in (buildpack,) if isinstance(buildpack, Path) else buildpack.all:
         has_library = (home.parent / "order").is_file()
@@ -83,7 +88,19 @@ def digest(buildpack: Buildpack | Path) -> str:
                 if file.is_file() and inside.parts[0] != ".git":
                     content = hashlib.sha256(file.read_bytes()).hexdigest()
                     total.update(f"{folder.name}/{inside} {content}\n".encode())
+        for key, value in sorted((env or {}).items()):
+            if any(fnmatchcase(key, pattern) for pattern in _heeded(home)):
+                total.update(f"{key}={value!r}\n".encode())
     return total.hexdigest()
+
+
+def _heeded(home: Path) -> list[str]:
+    """Patterns of the config vars that change what a buildpack makes."""
+    try:
+        lines = (home / "build-vars").read_text().split("\n")
+    except OSError:
+        return ["*"]
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def parse_choices(lines: Sequence[str], *, is_trusted: bool) -> list[Choice]:

@@ -194,13 +194,16 @@ def prepare(
 
 
 def give(folder: Path, kind: Kind) -> None:
-    """Make everything below `folder` the build user's; links themselves, never their ends."""
-    if kind is not Kind.ROOT:
+    """Make everything below `folder` the build user's; links themselves, never their ends.
+
+    A folder that is his is taken to be his whole: a cache may hold 100 000 files.
+    """
+    if kind is not Kind.ROOT or folder.stat().st_uid == BUILD_UID:
         return
-    os.chown(folder, BUILD_UID, BUILD_UID)
     for here, folders, files in os.walk(folder):
         for name in (*folders, *files):
             os.chown(f"{here}/{name}", BUILD_UID, BUILD_UID, follow_symlinks=False)
+    os.chown(folder, BUILD_UID, BUILD_UID)
 
 
 def _namespaces(kind: Kind) -> list[str]:

@@ -108,11 +108,13 @@ def _slug(
     transcript: Transcript,
 ) -> Slug:
     """The slug of the tree: the one that was built from the same before, or a new one."""
-    pack = build.detect(tree)
+    pack = build.detect(tree, chosen=options.buildpacks, wanted=env.get("BUILDPACK_URL", ""))
     transcript.step(f"{pack.display_name} project detected.")
     if pack.runtime:
         transcript.detail(f"Running with {pack.runtime}.")
-    name = slug.slug_id(exported.sha, buildpack.digest(pack), buildpack.stack(), pack.runtime)
+    if pack.also:
+        transcript.detail(f"Also fits: {', '.join(pack.also)}; the file .buildpacks would choose.")
+    name = slug.slug_id(exported.sha, buildpack.digest(pack, env), buildpack.stack(), pack.runtime)
     made = slug.find(root.slugs, name)
     if made is None:
         built = build.compile(
@@ -126,6 +128,7 @@ def _slug(
         apps.formation(app, built.process_types, options)  # before the work of packing
         transcript.step("Building the slug file.")
         made = slug.pack(tree, root.slugs, name=name, built=built)
+        build.keep(tree, root.cache / app)
     else:
         transcript.step("Taking the slug file that was built from the same tree before.")
     transcript.detail(f"Compiled slug size is {slug.human_size(made.size_bytes)}.")

@@ -52,7 +52,9 @@ class Bench:
         name = slug.slug_id(
             str(self._count), build.digest(found.path), build.stack(), found.runtime
         )
-        return slug.pack(tree, self.folder / "slugs", name=name, built=built)
+        packed = slug.pack(tree, self.folder / "slugs", name=name, built=built)
+        build.keep(tree, self.cache)
+        return packed
 
     @contextlib.contextmanager
     def serve(self, packed: Slug, kind: str = "web") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -212,6 +213,61 @@ def test_the_cache_changes_only_when_a_build_succeeds(kind: Kind, site: Site) ->
             site.build()
     assert site.lines == ["       1", "       1"]
     assert (site.cache / "n").read_text() == "3"
+
+
+def test_a_cache_that_is_whole_at_every_moment_survives_a_failed_build(
+    kind: Kind, site: Site
+) -> None:
+    home = site.pack("p", compile="ls $2; touch $2/$(cat $1/next); exit $(cat $1/rc)")
+    (home / "cache-is-atomic").touch()
+    for following, code in (("1", "0"), ("2", "1"), ("3", "0")):
+        site.new({"next": following, "rc": code})
+        with contextlib.suppress(BarekuError):
+            site.build()
+    assert site.lines == ["       1", "       1", "       2"]
+    assert sorted(path.name for path in site.cache.iterdir()) == ["1", "2", "3"]
+
+
+def test_what_a_build_lends_the_tree_goes_back_into_the_cache(kind: Kind, site: Site) -> None:
+    script = r"""
+        [ ! -d $2/kept/it ] || { mv $2/kept/it $1/lent; cat $1/lent/x; }
+        mkdir -p $1/lent && echo whole > $1/lent/x && printf 'lent\tkept/it\n' > $2/.keep
+    """
+    (site.pack("p", compile=script) / "cache-is-atomic").touch()
+    for _ in range(2):
+        site.new()
+        site.build()
+        assert (site.tree / "lent" / "x").exists()
+        build.keep(site.tree, site.cache)
+        assert not (site.tree / "lent").exists()
+    assert site.lines == ["       whole"]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "../../secret\tkept",
+        "link\tkept",
+        "lent\t../../stolen",
+        "lent\tout/stolen",
+        "lent",
+        "\t",
+        "lent\t/etc/x",
+    ],
+)
+def test_nothing_outside_is_moved_into_or_out_of_the_cache(site: Site, note: str) -> None:
+    site.cache.mkdir()
+    secret = site.folder / "secret"
+    secret.mkdir()
+    (site.tree / "link").symlink_to(secret)
+    (site.tree / "lent").mkdir()
+    (site.cache / "out").symlink_to(site.folder)
+    (site.cache / ".keep").write_text(note + "\n")
+    before = sorted(path.name for path in site.folder.iterdir())
+    build.keep(site.tree, site.cache)
+    assert sorted(path.name for path in site.folder.iterdir()) == before
+    assert sorted(path.name for path in site.cache.iterdir()) == ["out"]
+    assert secret.is_dir()
 
 
 def test_a_build_cannot_write_outside_nor_see_other_builds(site: Site, kind: Kind) -> None:

@@ -87,6 +87,25 @@ def test_the_digest_of_several_depends_on_each_and_on_the_order(tmp_path: Path) 
     assert len(digests) == 4
 
 
+def test_config_vars_that_a_build_heeds_make_another_slug(tmp_path: Path) -> None:
+    python = paths.buildpacks() / "python"
+    plain = build.digest(python)
+    assert build.digest(python, {"GREETING": "hi"}) == plain
+    assert build.digest(python, {"DISABLE_COLLECTSTATIC": "1"}) != plain
+    foreign = make(tmp_path / "one")
+    assert build.digest(foreign, {"GREETING": "hi"}) != build.digest(foreign, {"GREETING": "ho"})
+
+
+def test_buildpack_url_comes_before_the_apps_file_and_may_be_no_path(
+    tmp_path: Path, tree: Path
+) -> None:
+    (tree / ".buildpacks").write_text("node\n")
+    (tree / "app.py").touch()
+    assert build.detect(tree, wanted="heroku/python").name == "python"
+    with pytest.raises(BarekuError, match="neither one of ours nor a URL"):
+        build.detect(tree, wanted=str(make(tmp_path / "one")))
+
+
 @contextlib.contextmanager
 def git_daemon(folder: Path) -> Iterator[str]:
     with socket.socket() as sock:

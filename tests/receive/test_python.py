@@ -262,6 +262,15 @@ def test_a_collectstatic_that_fails_fails_the_build_unless_it_is_left_out(bench:
     bench.build(files, env={"DISABLE_COLLECTSTATIC": "1"})
 
 
+def test_a_build_that_fails_after_its_packages_keeps_them(bench: Any) -> None:
+    files = {"app.py": FLASK, "requirements.txt": "flask\n"}
+    failing = {**files, "bin/post_compile": "#!/bin/sh\nexit 1\n"}
+    with pytest.raises(BarekuError):
+        bench.build(failing, executable=["bin/post_compile"])
+    bench.build(files)
+    assert bench.lines[0].startswith("-----> Using the packages of the last build")
+
+
 def test_the_apps_own_steps_run_with_its_config_vars(bench: Any) -> None:
     hook = "#!/bin/sh\necho $0 $GREETING >> made\npython -c 'import itsdangerous' && echo found\n"
     files = {**APP, "requirements.txt": "itsdangerous\n", "bin/post_compile": hook}
@@ -281,7 +290,7 @@ def test_a_package_that_does_not_exist_is_named(bench: Any) -> None:
         "cannot build with the python buildpack: no package called "
         f"'{missing}' was found in the package index; it is named in requirements.txt"
     )
-    assert not (bench.folder / "cache").exists()
+    assert not (bench.folder / "cache" / "venv").exists()
 
 
 def test_a_python_that_is_not_here_is_told_with_the_choices(bench: Any) -> None:

@@ -28,18 +28,19 @@ modules_key() {
 }
 
 install_packages() {
-    local key build_script="" log=$TMPDIR/install.log
+    local key is_kept="" build_script="" log=$TMPDIR/install.log
     manager=$(package_manager)
     key=$(modules_key)
     for name in heroku-postbuild build; do
         ! has_script "$name" || { build_script=$name; break; }
     done
-    if [ -n "$key" ] && [ -d "$cache/modules/$key/all" ]; then
+    if [ -n "$key" ] && [ -d "$cache/modules/$key/all" ] && [ -d "$cache/modules/$key/pruned" ]; then
+        is_kept=1
         step "Using the packages of the last build (the lock file is unchanged)."
         if [ -n "$build_script" ]; then
-            cp -al "$cache/modules/$key/all" node_modules
+            mv "$cache/modules/$key/all" node_modules
         else
-            cp -al "$cache/modules/$key/pruned" node_modules
+            mv "$cache/modules/$key/pruned" node_modules
         fi
     else
         step "Installing the packages with $manager."
@@ -57,7 +58,7 @@ install_packages() {
         (export_config_vars "$env_dir" && NODE_ENV=${NODE_ENV:-production} npm run --silent "$build_script" 2>&1) | indent ||
             fail "npm run $build_script failed; the lines above say why"
     fi
-    keep_or_prune "$key" "$build_script"
+    keep_or_prune "$key" "$is_kept" "$build_script"
 }
 
 install_with() {
@@ -81,25 +82,30 @@ manager_of() {
     export PATH="$1/node_modules/.bin:$PATH"
 }
 
-# keep_or_prune KEY SCRIPT: keep both trees for the next build, leave the app the pruned one
+# keep_or_prune KEY KEPT SCRIPT: leave the app the pruned tree, and both for the next build
 keep_or_prune() {
-    local key=$1
-    if [ -n "$key" ] && [ -d "$cache/modules/$key/pruned" ]; then
-        [ -z "$2" ] || { rm -rf node_modules && cp -al "$cache/modules/$key/pruned" node_modules; }
-        return
+    local key=$1 both=$cache/modules/$1
+    if [ -n "$2" ]; then
+        [ -z "$3" ] || { mv node_modules "$both/all" && mv "$both/pruned" node_modules; }
+    else
+        rm -rf "$cache/modules"
+        if [ -n "$key" ]; then
+            mkdir -p "$both"
+            cp -al node_modules "$both/all.part"
+        fi
+        prune
+        mkdir -p node_modules
+        [ -z "$key" ] || mv "$both/all.part" "$both/all"
     fi
-    rm -rf "$cache/modules"
-    if [ -n "$key" ]; then
-        mkdir -p "$cache/modules/$key"
-        cp -al node_modules "$cache/modules/$key/all"
-    fi
+    [ -z "$key" ] || printf 'node_modules\tmodules/%s/pruned\n' "$key" >"$cache/.keep"
+}
+
+prune() {
     case "$manager" in
         npm) npm prune --omit=dev --silent >/dev/null 2>&1 || true ;;
         yarn) yarn install --frozen-lockfile --ignore-engines --production=true --non-interactive --ignore-scripts --offline --silent >/dev/null 2>&1 || true ;;
         pnpm) pnpm prune --prod --config.ignore-scripts=true >/dev/null 2>&1 || true ;;
     esac
-    mkdir -p node_modules
-    [ -z "$key" ] || cp -al node_modules "$cache/modules/$key/pruned"
 }
 
 # explain LOG: end the build with the one line that matters

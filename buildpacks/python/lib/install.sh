@@ -40,7 +40,8 @@ install_requirements() {
     [ "$kind" = none ] || key=$(requirements_key "$kind")
     if [ -n "$key" ] && [ -f "$cache/venv/$key/pyvenv.cfg" ]; then
         step "Using the packages of the last build ($kind is unchanged)."
-        cp -al "$cache/venv/$key" .venv
+        mv "$cache/venv/$key" .venv
+        lend "$key"
         return 0
     fi
     make_venv
@@ -50,10 +51,14 @@ install_requirements() {
     esac
     mend_venv
     rm -rf "$cache/venv"
-    if [ -n "$key" ]; then
-        mkdir -p "$cache/venv"
-        cp -al .venv "$cache/venv/$key"
-    fi
+    [ -z "$key" ] || lend "$key"
+}
+
+# lend KEY: the app has the venv until it is packed, then it goes (back) into the cache
+lend() {
+    printf '.venv\tvenv/%s\n' "$1" >"$cache/.keep"
+    # shellcheck disable=SC2064 # the key of now
+    trap "[ \$? = 0 ] || { mkdir -p '$cache/venv' && mv '$build/.venv' '$cache/venv/$1'; rm -f '$cache/.keep'; }" EXIT
 }
 
 make_venv() {

@@ -1,7 +1,7 @@
 """Turn poetry.lock, Pipfile.lock or Pipfile into requirement lines; compare requires-python.
 
 usage: python3 locked.py requirements FILE    (in the app's folder; lines on stdout)
-       python3 locked.py check-python          (exit 1 and a reason on stderr when it does not fit)
+       python3 locked.py runtime              (`python-3.11`, or exit 1 and why it does not fit)
 Run by the system's interpreter: only its standard library is there.
 """
 
@@ -149,12 +149,13 @@ def fits(version, wanted):
 def main(verb, *arguments):
     file = Path("pyproject.toml")
     project = tomllib.loads(file.read_text()) if file.is_file() else {}
-    if verb == "check-python":
+    if verb == "runtime":
         wanted = requires_python(project)
         if not fits(sys.version_info[:3], wanted):
             raise SystemExit(
                 f"the app asks for Python '{wanted}'; it would get {platform.python_version()}"
             )
+        print(f"python-{sys.version_info[0]}.{sys.version_info[1]}")
         return
     name = arguments[0]
     text = Path(name).read_text()
