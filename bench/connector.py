@@ -138,7 +138,7 @@ def measure(name: str, driver: Driver, pid: int, count: int) -> dict[str, float]
 
 
 def connector(folder: Path, count: int) -> dict[str, float]:
-    app = subprocess.Popen([sys.executable, __file__, "app"], stdout=subprocess.PIPE)
+    app = subprocess.Popen([sys.executable, "-P", __file__, "app"], stdout=subprocess.PIPE)
     assert app.stdout is not None
     port = int(app.stdout.readline())
     driver = Driver()
@@ -158,7 +158,7 @@ def connector(folder: Path, count: int) -> dict[str, float]:
     (folder / "handler.yml").write_text(json.dumps({**conf, "run": str(folder)}))
     began = time.perf_counter()
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "appnode.connector", "--config", str(folder / "handler.yml")],
+        [sys.executable, "-P", "-m", "appnode.connector", "--config", str(folder / "handler.yml")],
         stderr=subprocess.DEVNULL,
     )
     try:
