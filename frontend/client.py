@@ -11,7 +11,6 @@ from frontend.http import Chunked, Head, HttpError, Limits, check_start, page, p
 from frontend.link import INLINE
 from frontend.mongrel2 import encode_pair
 from frontend.pages import Pages
-from frontend.reply import Reply
 from frontend.router import Target
 from frontend.wheel import Wheel
 
@@ -38,7 +37,7 @@ class Phase(Enum):
 class Journal(Protocol):
     """Who is told of finished requests."""
 
-    def finished(self, request: Request, status: int, body_bytes: int) -> None: ...
+    def finished(self, request: Request, status: int) -> None: ...
 
     def rejected(self, remote: str, error: HttpError) -> None: ...
 
@@ -63,6 +62,7 @@ class Listener:
         self.id_prefix = ""
         self.pages = Pages(None)
         self.id_field = exchange.config.request_id
+        self.id_start = f"{self.id_field}: ".encode()
         self.ids = 0
         self._lines: dict[str, bytes] = {}
 
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_chunked", "_left", "_lines", "_phase", "_progress", "_shared", "_skipped", "_transport",
-        "_writable", "deadline", "extra", "is_reading", "remote", "request", "slot",
+        "_writable", "deadline", "due", "extra", "is_reading", "remote", "request", "slot",
     )  # fmt: skip
 
     def __init__(self, shared: Listener) -> None:
@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._writable = True
         self.is_reading = True
         self.deadline = 0.0
+        self.due = 0.0
         self.slot = 0
         self.remote = ""
         self.extra = b""
@@ -131,8 +132,7 @@ class Connection(asyncio.Protocol):
         if request is not None:
             self.request = None
             self._shared.exchange.forget(request)
-            status = request.reply.status if request.reply and request.is_started else 499
-            self._finished(request, status)
+            self._finished(request, request.status if request.is_started else 499)
 
     def eof_received(self) -> bool:
         """A client that ends its side has gone; within a tunnel it has only nothing more to say."""
@@ -169,29 +169,39 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> None:
         seen = len(self._buffer)
-        if seen:
+        if not seen:
+            end = data.find(b"\r\n\r\n")
+            if end > 0 and data[0] != 0x0D:
+                self._read_whole(data, end)
+                return
+            self._buffer = data
+        else:
             if isinstance(self._buffer, bytes):
                 self._buffer = bytearray(self._buffer)
             self._buffer += data
             end = self._buffer.find(b"\r\n\r\n", max(0, seen - 3))
-        else:
-            end = data.find(b"\r\n\r\n")
-            self._buffer = data
         if self._buffer[:1] == b"\r" and not self._skip_empty_lines():
             return
-        try:
-            if end < 0:
-                check_start(self._buffer, seen, self._shared.limits)
-                if not seen:
-                    self._wait(self._shared.timeouts.head_s)
-                return
+        if end >= 0:
             whole = bytes(self._buffer)
             self._buffer = b""
-            head = parse_head(whole, end, self._shared.limits)
+            self._read_whole(whole, end)
+            return
+        try:
+            check_start(self._buffer, seen, self._shared.limits)
         except HttpError as exc:
             self._refuse(exc)
             return
-        self._begin(head, whole[end + 4 :])
+        if not seen:
+            self._wait(self._shared.timeouts.head_s)
+
+    def _read_whole(self, data: bytes, end: int) -> None:
+        try:
+            head = parse_head(data, end, self._shared.limits)
+        except HttpError as exc:
+            self._refuse(exc)
+            return
+        self._begin(head, data[end + 4 :])
 
     def _skip_empty_lines(self) -> bool:
         """Some empty lines before a request are forgiven (RFC 9112 §2.2); True for none at all."""
@@ -259,8 +269,9 @@ class Connection(asyncio.Protocol):
             id = f"{shared.id_prefix}{shared.ids:08x}"
         lines = self._lines
         if shared.id_field:
-            lines += b"12:x-request-id,%d:%b," % (len(id), id.encode())
-            self.extra = b"%b: %b\r\n" % (shared.id_field.encode(), id.encode())
+            text = id.encode()
+            lines = b"%b12:x-request-id,%d:%b," % (lines, len(text), text)
+            self.extra = b"%b%b\r\n" % (shared.id_start, text)
         if head.host is not None and head.block.host is None:
             lines += encode_pair("host", head.host)
         self.request = Request(self, head, target, lines, id, shared.clock())
@@ -302,13 +313,12 @@ class Connection(asyncio.Protocol):
         """Collect the first part, which goes with the request; hand the rest on."""
         exchange = self._shared.exchange
         if not request.is_submitted:
-            request.queue.append(data)
-            request.queued += len(data)
+            request.push(data)
             if not is_complete and request.queued < INLINE:
                 return
             body = b"".join(request.queue)
             request.body, rest = body[:INLINE], body[INLINE:]
-            request.queue = [rest] if rest else []
+            request.queue = [rest] if rest else ()
             request.queued = len(rest)
             request.is_complete = is_complete
             exchange.submit(request)
@@ -367,9 +377,8 @@ class Connection(asyncio.Protocol):
 
     def done(self, request: Request) -> None:
         """The whole reply was written."""
-        reply = cast("Reply", request.reply)
-        self._finished(request, reply.status)
-        if reply.close or self._phase is not Phase.BUSY:
+        self._finished(request, request.status)
+        if request.closes or self._phase is not Phase.BUSY:
             self._close()
         else:
             self._next()
@@ -393,7 +402,7 @@ class Connection(asyncio.Protocol):
     def hang_up(self, request: Request) -> None:
         """Close without a further word."""
         self._shared.exchange.forget(request)
-        self._finished(request, request.reply.status if request.reply else 502)
+        self._finished(request, request.status or 502)
         self._phase = Phase.LINGER
         if self._transport is not None:
             self._transport.close()
@@ -401,13 +410,12 @@ class Connection(asyncio.Protocol):
     def abort(self, request: Request) -> None:
         """Half an answer must not look like a whole one: reset instead of a clean end."""
         self._shared.exchange.forget(request)
-        self._finished(request, request.reply.status if request.reply else 502)
+        self._finished(request, request.status or 502)
         if self._transport is not None:
             self._transport.abort()
 
     def _finished(self, request: Request, status: int) -> None:
-        body_bytes = request.reply.body_bytes if request.reply else 0
-        self._shared.journal.finished(request, status, body_bytes)
+        self._shared.journal.finished(request, status)
         self.request = None
         self.extra = b""
 
@@ -490,11 +498,19 @@ class Connection(asyncio.Protocol):
     # deadlines
 
     def wait_until(self, deadline: float) -> None:
-        if self._writable:
+        if not self._writable:
+            return
+        if deadline >= self.due > 0.0:
+            self.deadline = deadline
+        else:
             self._shared.wheel.set(self, deadline)
 
     def _wait(self, seconds: float) -> None:
-        self._shared.wheel.set(self, self._shared.clock() + seconds)
+        deadline = self._shared.clock() + seconds
+        if deadline >= self.due > 0.0:
+            self.deadline = deadline
+        else:
+            self._shared.wheel.set(self, deadline)
 
     def expire(self) -> None:
         """The deadline has passed."""

@@ -62,7 +62,7 @@ class Handler(Generic[R]):
 class Pool(Generic[R]):
     """The handlers of one release, and the requests that wait for one."""
 
-    __slots__ = ("_levels", "_lowest", "handlers", "held", "is_paused")
+    __slots__ = ("_levels", "_lowest", "_only", "handlers", "held", "is_paused")
 
     def __init__(self) -> None:
         self.handlers: dict[Handler[R], None] = {}
@@ -70,9 +70,32 @@ class Pool(Generic[R]):
         self.is_paused = False
         self._levels: list[dict[Handler[R], None]] = [{}]
         self._lowest = 0
+        self._only: Handler[R] | None = None  # a single handler needs no order
+
+    def join(self, handler: Handler[R]) -> None:
+        """A handler more."""
+        self.handlers[handler] = None
+        self._recount()
+        self.place(handler)
+
+    def leave(self, handler: Handler[R]) -> None:
+        """A handler less."""
+        self.handlers.pop(handler, None)
+        self._only = None
+        self.place(handler)
+        self._recount()
+
+    def _recount(self) -> None:
+        self._only = None
+        for handler in self.handlers:
+            self.place(handler)
+        if len(self.handlers) == 1:
+            self._only = next(iter(self.handlers))
 
     def place(self, handler: Handler[R]) -> None:
         """Put a handler where its leases and credit say."""
+        if self._only is handler:
+            return
         level = handler.level
         leases = len(handler.leases)
         levels = self._levels
@@ -91,6 +114,10 @@ class Pool(Generic[R]):
 
     def choose(self) -> Handler[R] | None:
         """The handler with the fewest leases that takes one more."""
+        only = self._only
+        if only is not None:
+            is_free = len(only.leases) < only.capacity
+            return only if is_free and not only.is_draining and not only.is_resting else None
         levels = self._levels
         lowest = self._lowest
         end = len(levels)
@@ -195,15 +222,13 @@ class Dispatcher(Generic[R]):
     def add(self, handler: Handler[R]) -> None:
         """A handler is there; it takes what waits for it."""
         pool = self.pool(handler.key)
-        pool.handlers[handler] = None
-        pool.place(handler)
+        pool.join(handler)
         self._serve(pool)
 
     def remove(self, handler: Handler[R]) -> list[R]:
         """A handler is gone; returns the requests that were leased to it, oldest first."""
         pool = self.pools[handler.key]
-        pool.handlers.pop(handler, None)
-        pool.place(handler)
+        pool.leave(handler)
         lost = list(handler.leases.values())
         handler.leases.clear()
         self._tidy(handler.key)
@@ -212,14 +237,11 @@ class Dispatcher(Generic[R]):
     def move(self, handler: Handler[R], key: Key) -> None:
         """A handler answers for another release from now on; its leases stay."""
         old = handler.key
-        pool = self.pools[old]
-        pool.handlers.pop(handler, None)
-        pool.place(handler)
+        self.pools[old].leave(handler)
         handler.key = key
         self._tidy(old)
         pool = self.pool(key)
-        pool.handlers[handler] = None
-        pool.place(handler)
+        pool.join(handler)
         self._serve(pool)
 
     def drain(self, handler: Handler[R]) -> None:

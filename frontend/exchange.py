@@ -15,7 +15,7 @@ from frontend.dispatch import Dispatcher, Handler, HoldLimits
 from frontend.http import IDEMPOTENT, Head
 from frontend.link import INLINE, WINDOW
 from frontend.metrics import Metrics
-from frontend.reply import Mode, Reply, ReplyError
+from frontend.reply import Mode, Reply, ReplyError, whole_reply
 from frontend.router import Key, Table, Target
 
 log = logging.getLogger("frontend")
@@ -80,14 +80,31 @@ class Door(Protocol):
 
 
 class Request:
-    """A request on its way."""
+    """A request on its way. Defaults stand in the class: most requests never change them."""
 
-    __slots__ = (
-        "attempts", "body", "body_bytes", "client", "granted", "handler", "head", "held_until",
-        "id", "is_answered", "is_complete", "is_gone", "is_submitted", "is_wide", "key", "lines", "number",
-        "queue", "queued", "refusals", "reply", "size_bytes", "started_at", "streamed", "target",
-        "uncredited",
-    )  # fmt: skip
+    held_until = 0.0
+    body = b""  # what goes with the request message
+    body_bytes = 0
+    size_bytes = 0
+    is_complete = False  # the whole body is here
+    is_submitted = False
+    is_gone = False
+    is_started = False  # the first byte of an answer has gone to the client
+    is_answered = False
+    is_wide = False  # its handler's capacity was raised for it
+    closes = False  # the connection ends after the answer
+    status = 0
+    body_out = 0
+    handler: Handler[Request] | None = None
+    number = 0
+    attempts = 0
+    refusals = 0
+    queue: list[bytes] | tuple[()] = ()
+    queued = 0
+    granted = 0
+    streamed = False  # some of the body went in BODY messages: it cannot be sent again
+    reply: Reply | None = None
+    uncredited = 0
 
     def __init__(
         self, client: Client, head: Head, target: Target, lines: bytes, id: str, now: float
@@ -99,35 +116,16 @@ class Request:
         self.lines = lines  # REMOTE_ADDR and what the frontend says of itself, as tnetstring pairs
         self.id = id
         self.started_at = now
-        self.held_until = 0.0
-        self.body = b""  # what goes with the request message
-        self.body_bytes = 0
-        self.is_complete = False  # the whole body is here
-        self.is_submitted = False
-        self.is_gone = False
-        self.is_answered = False
-        self.is_wide = False  # its handler's capacity was raised for it
-        self.size_bytes = 0
-        self.handler: Handler[Request] | None = None
-        self.number = 0
-        self.attempts = 0
-        self.refusals = 0
-        self.queue: list[bytes] = []
-        self.queued = 0
-        self.granted = 0
-        self.streamed = False  # some of the body went in BODY messages: it cannot be sent again
-        self.reply: Reply | None = None
-        self.uncredited = 0
+
+    def push(self, data: bytes) -> None:
+        """Put bytes of the body behind those that wait."""
+        self.queue = [*self.queue, data] if self.queue else [data]
+        self.queued += len(data)
 
     @property
     def has_more(self) -> bool:
         """Whether more of the body follows the request message."""
         return not (self.is_complete or self.head.is_upgrade) or bool(self.queue)
-
-    @property
-    def is_started(self) -> bool:
-        """Whether the first byte of an answer has gone to the client."""
-        return self.reply is not None and self.reply.is_started
 
     @property
     def may_repeat(self) -> bool:
@@ -175,8 +173,7 @@ class Exchange:
 
     def add_body(self, request: Request, data: bytes) -> None:
         """More of the body, or of an upgraded connection, has come from the client."""
-        request.queue.append(data)
-        request.queued += len(data)
+        request.push(data)
         self._send_body(request)
         if request.queued > QUEUE_HIGH:
             request.client.pause_body()
@@ -196,7 +193,7 @@ class Exchange:
             data = b"".join(request.queue) if len(request.queue) > 1 else request.queue[0]
             piece = data[: min(request.granted, PIECE)]
             rest = data[len(piece) :]
-            request.queue = [rest] if rest else []
+            request.queue = [rest] if rest else ()
             request.queued -= len(piece)
             request.granted -= len(piece)
             request.streamed = True
@@ -270,19 +267,29 @@ class Exchange:
             return
         reply = request.reply
         if reply is None:
+            if self._answer_whole(handler, request, data):
+                if end:
+                    self.end_lease(handler, number)
+                request.client.done(request)
+                return
             reply = request.reply = self._reply(handler, request)
         client = request.client
         try:
             out = reply.feed(data, end)
         except ReplyError as exc:
+            request.is_started = reply.is_started
             self._bad_reply(handler, request, exc)
             return
+        request.is_started = reply.is_started
+        request.status = reply.status
+        request.body_out = reply.body_bytes
         if out:
             client.write(out)
         if end:
             self.end_lease(handler, number)
         if reply.mode is Mode.DONE:
             request.is_answered = True
+            request.closes = reply.close
             client.done(request)
             return
         request.uncredited += len(data)
@@ -294,6 +301,19 @@ class Exchange:
             client.wait_until(self.clock() + self._tunnel_s)
         else:
             client.wait_until(self.clock() + self._stream_s)
+
+    def _answer_whole(self, handler: Handler[Request], request: Request, data: bytes) -> bool:
+        """The common case: a whole reply in one message, with a head like others before it."""
+        head = request.head
+        if head.is_plain and not self.is_closing:
+            door: Door = handler.door  # type: ignore[assignment]
+            whole = whole_reply(data, request.client.extra, heeds_close=door.heeds_close)
+            if whole is not None:
+                request.client.write(whole[0])
+                request.is_started = request.is_answered = True
+                _, request.status, request.body_out = whole
+                return True
+        return False
 
     def _widen(self, handler: Handler[Request], request: Request) -> None:
         """An upgraded connection takes no place among the requests of a window."""
@@ -416,6 +436,7 @@ class Exchange:
     def _again(self, request: Request) -> None:
         """Lease it to another handler, or hold it before all others."""
         request.reply = None
+        request.status = 0
         if not self.dispatcher.resubmit(request):
             self._give_up(request, 503)
         elif request.handler is None:

@@ -42,6 +42,8 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*\r\n")
 
 MAX_BLOCK_KEPT = 4096  # bytes; larger blocks are read anew each time
 MAX_BLOCKS_KEPT = 1024
+MAX_HEAD_KEPT = 1024
+MAX_HEADS_KEPT = 1024
 MAX_CHUNK_LINE = 256  # size and extensions; nobody sends extensions
 MAX_EXTENSIONS = 4096  # bytes of extensions in one body
 MAX_TRAILERS = 8192
@@ -87,7 +89,7 @@ class Block:
 
     __slots__ = (
         "all_pairs", "close", "expects", "fields", "forwarded_for", "host", "is_chunked", "is_upgrade",
-        "keep_alive", "length", "pairs", "referer", "request_id", "upgrade", "upgrade_pairs",
+        "keep_alive", "length", "log_tail", "pairs", "referer", "request_id", "upgrade", "upgrade_pairs",
         "user_agent", "websocket_key",
     )  # fmt: skip
 
@@ -96,6 +98,7 @@ class Block:
         self.pairs = b""
         self.all_pairs = b""  # for Mongrel2's handlers, by whoever speaks to them
         self.upgrade_pairs = b""
+        self.log_tail = ""  # for the access log
         self.host: str | None = None
         self.length: int | None = None
         self.is_chunked = False
@@ -112,9 +115,12 @@ class Block:
 
 
 class Head:
-    """A request's head."""
+    """A request's head; the same object may serve many requests. `kept` is the doors'."""
 
-    __slots__ = ("block", "host", "is_http10", "is_upgrade", "method", "path", "query")
+    __slots__ = (
+        "block", "host", "is_http10", "is_plain", "is_upgrade", "keeps_alive", "kept", "method",
+        "path", "query",
+    )  # fmt: skip
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes | None, is_http10: bool, block: Block
@@ -125,21 +131,21 @@ class Head:
         self.is_http10 = is_http10
         self.block = block
         self.host = block.host
+        self.kept: dict[str, tuple[object, bytes]] = {}
         self.is_upgrade = block.is_upgrade and not is_http10 and method == b"GET"
+        # whether the connection stays open after the answer (RFC 9112 §9.3)
+        self.keeps_alive = not block.close and (not is_http10 or block.keep_alive)
+        self.is_plain = (
+            self.keeps_alive and not is_http10 and not block.is_upgrade and method != b"HEAD"
+        )
 
     @property
     def uri(self) -> bytes:
         return self.path if self.query is None else b"%b?%b" % (self.path, self.query)
 
-    @property
-    def keeps_alive(self) -> bool:
-        """Whether the connection stays open after the answer (RFC 9112 §9.3)."""
-        if self.is_http10:
-            return self.block.keep_alive and not self.block.close
-        return not self.block.close
-
 
 _blocks: dict[bytes, Block] = {}
+_heads: dict[bytes, Head] = {}  # polls, probes and reloads repeat whole heads
 
 
 def check_start(data: bytes | bytearray, start: int, limits: Limits) -> None:
@@ -159,9 +165,21 @@ def check_start(data: bytes | bytearray, start: int, limits: Limits) -> None:
 
 def parse_head(data: bytes, end: int, limits: Limits) -> Head:
     """The head of `data[:end]`, which CR LF CR LF follows. Raises HttpError."""
+    if end > MAX_HEAD_KEPT or end > limits.head_bytes:
+        return _parse(data, end, limits)
+    start = data[:end]
+    head = _heads.get(start)
+    if head is None:
+        head = _parse(data, end, limits)
+        if len(_heads) >= MAX_HEADS_KEPT:
+            del _heads[next(iter(_heads))]
+        _heads[start] = head
+    return head
+
+
+def _parse(data: bytes, end: int, limits: Limits) -> Head:
     stop = data.find(b"\r\n", 0, end + 2)
-    raw = data[stop + 2 : end + 2]
-    block = _blocks.get(raw)
+    block = _blocks.get(data[stop + 2 : end + 2])
     line = _LINE.fullmatch(data, 0, stop)
     if (
         block is None

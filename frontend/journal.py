@@ -16,7 +16,7 @@ import msgspec
 from bareku.errors import BarekuError
 from bareku.log import event
 from frontend.exchange import Request
-from frontend.http import HttpError
+from frontend.http import Block, HttpError
 from frontend.metrics import Metrics
 
 log = logging.getLogger("frontend")
@@ -24,7 +24,7 @@ log = logging.getLogger("frontend")
 MAX_WAITING = 100_000  # lines; a disk that does not keep up loses lines, not requests
 _UNSAFE = re.compile(r'["\\\x00-\x1f\x7f-\xff]')
 
-Render = Callable[[Request, int, int, float], str]
+Render = Callable[[Request, int, float], str]
 
 
 class Journal:
@@ -35,13 +35,13 @@ class Journal:
         self._clock = clock
         self._writer = writer
 
-    def finished(self, request: Request, status: int, body_bytes: int) -> None:
+    def finished(self, request: Request, status: int) -> None:
         """A request has been answered, or its client has left (499)."""
         seconds = self._clock() - request.started_at
-        self._metrics.of(request.key).add(status, seconds, request.body_bytes, body_bytes)
+        self._metrics.of(request.key).add(status, seconds, request.body_bytes, request.body_out)
         writer = self._writer
         if writer is not None:
-            writer.lines.append(writer.render(request, status, body_bytes, seconds))
+            writer.lines.append(writer.render(request, status, seconds))
 
     def rejected(self, remote: str, error: HttpError) -> None:
         """A client sent what no handler shall see."""
@@ -129,22 +129,26 @@ _stamp = _Stamp("%d/%b/%Y:%H:%M:%S %z")
 _iso = _Stamp("%Y-%m-%dT%H:%M:%S%z")
 
 
-def combined(request: Request, status: int, body_bytes: int, seconds: float) -> str:
+def combined(request: Request, status: int, seconds: float) -> str:
     """The combined format, then what only we know as `key=value`."""
     head = request.head
     handler = request.handler
-    app, release = request.key
-    client = request.client
+    if not head.block.log_tail:
+        head.block.log_tail = _tail(head.block)
     return (
-        f'{client.remote} - - [{_stamp()}] "{head.method.decode()} {_safe(head.uri.decode("latin-1"))} '
-        f'HTTP/1.{0 if head.is_http10 else 1}" {status} {body_bytes} '
-        f'"{_safe(head.block.referer) or "-"}" "{_safe(head.block.user_agent) or "-"}" '
-        f"host={head.host or '-'} app={app} release=v{release} "
+        f'{request.client.remote} - - [{_stamp()}] "{head.method.decode()} '
+        f'{_safe(head.uri.decode("latin-1"))} HTTP/1.{"0" if head.is_http10 else "1"}" {status} '
+        f"{request.body_out} {head.block.log_tail}host={head.host or '-'}{request.target.log}"
         f"process={handler.process if handler else '-'} ms={seconds * 1000:.1f} id={request.id}\n"
     )
 
 
-def json_line(request: Request, status: int, body_bytes: int, seconds: float) -> str:
+def _tail(block: Block) -> str:
+    """Referer and user agent, made once for each block of fields."""
+    return f'"{_safe(block.referer) or "-"}" "{_safe(block.user_agent) or "-"}" '
+
+
+def json_line(request: Request, status: int, seconds: float) -> str:
     """One JSON object a line."""
     head = request.head
     handler = request.handler
@@ -156,7 +160,7 @@ def json_line(request: Request, status: int, body_bytes: int, seconds: float) ->
         "uri": head.uri.decode("latin-1"),
         "host": head.host,
         "status": status,
-        "bytes": body_bytes,
+        "bytes": request.body_out,
         "bytes_in": request.body_bytes,
         "ms": round(seconds * 1000, 2),
         "app": app,
@@ -170,4 +174,6 @@ def json_line(request: Request, status: int, body_bytes: int, seconds: float) ->
 
 
 def _safe(text: str) -> str:
-    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}", text) if text else text
+    if text.isalnum() or not _UNSAFE.search(text):
+        return text
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

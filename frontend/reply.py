@@ -52,8 +52,14 @@ class ReplyHead:
     close: bool
     upgrade: bytes
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether a body of `length` is all that follows."""
+        return self.length is not None and self.status >= 200 and self.status not in (204, 304)
+
 
 _heads: dict[bytes, ReplyHead] = {}
+_simple: dict[bytes, ReplyHead] = {}  # those of them that are
 
 
 def parse_reply_head(raw: bytes) -> ReplyHead:
@@ -79,8 +85,11 @@ def parse_reply_head(raw: bytes) -> ReplyHead:
     head = _judged(int(line[1]), b"".join(kept), found)
     if len(raw) <= 2048:
         if len(_heads) >= MAX_KEPT:
-            del _heads[next(iter(_heads))]
+            _heads.clear()
+            _simple.clear()
         _heads[raw] = head
+        if head.is_simple:
+            _simple[raw] = head
     return head
 
 
@@ -98,6 +107,18 @@ def _judged(status: int, text: bytes, found: dict[bytes, list[bytes]]) -> ReplyH
     tokens = {t.strip(b" \t").lower() for v in found.get(b"connection", ()) for t in v.split(b",")}
     upgrade = b", ".join(found.get(b"upgrade", ()))
     return ReplyHead(status, text, length, bool(codings), b"close" in tokens, upgrade)
+
+
+def whole_reply(data: bytes, extra: bytes, *, heeds_close: bool) -> tuple[bytes, int, int] | None:
+    """`(bytes, status, size of the body)` for a whole reply whose head was seen before, else None.
+
+    Only for requests whose connection stays, and which are not HEAD, HTTP/1.0 or an upgrade.
+    """
+    stop = data.find(b"\r\n\r\n")
+    head = _simple.get(data[: stop + 2])
+    if head is None or head.length != len(data) - stop - 4 or (heeds_close and head.close):
+        return None
+    return b"%b%b\r\n%b" % (head.text, extra, data[stop + 4 :]), head.status, head.length
 
 
 class Reply:

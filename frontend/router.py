@@ -88,6 +88,7 @@ class Target:
     key: Key
     pattern: bytes  # the prefix, as the value of PATTERN in a tnetstring
     inner: bytes  # the prefix with a closing slash
+    log: str  # for the access log
 
 
 class Table:
@@ -98,7 +99,8 @@ class Table:
         for route in routes:
             prefix = route.prefix.encode()
             pattern = b"%d:%b," % (len(prefix), prefix)
-            target = Target(route, route.key, pattern, prefix.rstrip(b"/") + b"/")
+            log = f" app={route.app} release=v{route.release} "
+            target = Target(route, route.key, pattern, prefix.rstrip(b"/") + b"/", log)
             by_host.setdefault(_folded(route.host), []).append(target)
         for targets in by_host.values():
             targets.sort(key=lambda target: len(target.inner), reverse=True)

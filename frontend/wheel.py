@@ -7,9 +7,13 @@ from typing import Protocol
 
 
 class Entry(Protocol):
-    """What can have a deadline. `deadline` is when; `slot` belongs to the wheel (0 at first)."""
+    """What can have a deadline. `deadline` is when; the others are the wheel's (0 at first).
+
+    A deadline at or after `due`, when it is not 0, may be assigned without asking the wheel.
+    """
 
     deadline: float
+    due: float
     slot: int
 
 
@@ -40,9 +44,11 @@ class Wheel:
             if entries is not None:
                 entries.discard(entry)
             entry.slot = 0
+            entry.due = 0.0
 
     def _put(self, entry: Entry, slot: int) -> None:
         entry.slot = slot
+        entry.due = slot * self._tick_s
         entries = self._slots.get(slot)
         if entries is None:
             entries = self._slots[slot] = set()
@@ -55,6 +61,7 @@ class Wheel:
             self._at += 1
             for entry in self._slots.pop(self._at, ()):
                 entry.slot = 0
+                entry.due = 0.0
                 if entry.deadline <= now:
                     yield entry
                 else:
