@@ -11,6 +11,7 @@ from frontend.http import Chunked, Head, HttpError, Limits, check_start, page, p
 from frontend.link import INLINE
 from frontend.mongrel2 import encode_pair
 from frontend.pages import Pages
+from frontend.peers import no_delay
 from frontend.router import Target
 from frontend.wheel import Wheel
 
@@ -113,6 +114,7 @@ class Connection(asyncio.Protocol):
         shared = self._shared
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        no_delay(self._transport)
         peer = transport.get_extra_info("peername")
         self.remote = peer[0] if isinstance(peer, tuple) else "127.0.0.1"
         self._lines = shared.lines(self.remote)
