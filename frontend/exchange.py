@@ -21,7 +21,7 @@ from frontend.router import Key, Table, Target
 log = logging.getLogger("frontend")
 
 QUEUE_HIGH = 2 * INLINE  # body bytes waiting for a grant before the client is no longer read
-PIECE = INLINE  # bytes of one BODY message
+PIECE = 4 * INLINE  # bytes of one BODY message
 MAX_REFUSALS = 20
 
 
@@ -191,8 +191,8 @@ class Exchange:
         door: Door = handler.door  # type: ignore[assignment]
         while request.queue and request.granted > 0:
             data = b"".join(request.queue) if len(request.queue) > 1 else request.queue[0]
-            piece = data[: min(request.granted, PIECE)]
-            rest = data[len(piece) :]
+            size = min(request.granted, PIECE)
+            piece, rest = (data, b"") if len(data) <= size else (data[:size], data[size:])
             request.queue = [rest] if rest else ()
             request.queued -= len(piece)
             request.granted -= len(piece)

@@ -17,6 +17,7 @@ log = logging.getLogger("frontend")
 
 MAX_FRAME = 16 * 2**20  # windows keep honest frames below 1 MiB
 MAX_PARTS = 8
+LARGE = 16_384  # bytes of a payload that is not copied into one write with others
 MAX_BACKLOG = 64 * 2**20  # unsent bytes; credit keeps honest peers far below
 HANDSHAKE_S = 10.0
 
@@ -52,6 +53,7 @@ class Peer(asyncio.Protocol):
         self._splitter = zmtp.Splitter(max_frame)
         self._parts: list[bytes] = []
         self._out: list[bytes] = []
+        self._is_large = False
         self._minor = minor
         self._handshake: asyncio.TimerHandle | None = None
         self.is_open = False
@@ -124,7 +126,12 @@ class Peer(asyncio.Protocol):
 
     def send_two(self, head: bytes, payload: bytes) -> None:
         """Send a message of two frames."""
-        self.send(b"\x01%c%b%b" % (len(head), head, zmtp.frame(payload)))
+        if len(payload) < LARGE:
+            self.send(b"\x01%c%b%b" % (len(head), head, zmtp.frame(payload)))
+        else:
+            self.send(b"\x01%c%b%b" % (len(head), head, zmtp.long_head(len(payload))))
+            self._out.append(payload)
+            self._is_large = True
 
     def beat(self, now: float, every_s: float, dead_s: float) -> None:
         """Ask for a sign of life; a peer that has answered before and is silent now is dead."""
@@ -136,10 +143,14 @@ class Peer(asyncio.Protocol):
             self.send(zmtp.ping(int(dead_s * 10)))
 
     def _flush(self) -> None:
-        data = b"".join(self._out)
-        self._out.clear()
-        if self._transport is not None:
-            self._transport.write(data)
+        out, self._out = self._out, []
+        if self._transport is None:
+            return
+        if self._is_large:  # without copying
+            self._is_large = False
+            self._transport.writelines(out)
+        else:
+            self._transport.write(b"".join(out))
 
     def pause_writing(self) -> None:
         log.warning(event("peer dropped", peer=self.name, reason="does not read"))

@@ -47,6 +47,11 @@ def frame(data: bytes, flags: int = 0) -> bytes:
     return _LONG.pack(flags | LONG, size) + data
 
 
+def long_head(size: int, flags: int = 0) -> bytes:
+    """What stands before the `size` bytes of a long frame."""
+    return _LONG.pack(flags | LONG, size)
+
+
 def ready(socket_type: bytes, identity: bytes = b"") -> bytes:
     """The READY command."""
     body = b"\x05READY" + _property(b"Socket-Type", socket_type)
@@ -93,20 +98,22 @@ def pong(ping: bytes) -> bytes | None:
 class Splitter:
     """Frames out of a stream of bytes."""
 
-    __slots__ = ("_max", "_need", "_rest")
+    __slots__ = ("_have", "_max", "_need", "_rest")
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._max = max_frame_bytes
-        self._rest = bytearray()
+        self._rest: list[bytes] = []
+        self._have = 0
         self._need = 0
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """`(flags, body)` of each frame that is complete now. Raises ZmtpError."""
         if self._rest:
-            self._rest += data
-            if len(self._rest) < self._need:
+            self._rest.append(data)
+            self._have += len(data)
+            if self._have < self._need:
                 return []
-            data = bytes(self._rest)
+            data = b"".join(self._rest)
             self._rest.clear()
         found: list[tuple[int, bytes]] = []
         at, size = 0, len(data)
@@ -130,5 +137,6 @@ class Splitter:
             found.append((flags, data[start:end]))
             at = end
         if at < size:
-            self._rest += data[at:]
+            self._rest.append(data[at:] if at else data)
+            self._have = size - at
         return found
