@@ -20,7 +20,7 @@ from frontend.router import Key, Table, Target
 
 log = logging.getLogger("frontend")
 
-QUEUE_HIGH = 2 * INLINE  # body bytes waiting for a grant before the client is no longer read
+QUEUE_HIGH = 8 * INLINE  # body bytes waiting for a grant before the client is no longer read
 PIECE = 4 * INLINE  # bytes of one BODY message
 MAX_REFUSALS = 20
 
