@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bareku import procfile
 from bareku.errors import BarekuError
-from bareku.receive import contract, sandbox
+from bareku.receive import contract, group, sandbox
 from bareku.receive.buildpack import (
     Buildpack,
     Choice,
@@ -77,6 +77,9 @@ class Limits:
 
     timeout_s: float = 900.0  # Heroku's limit is 15 minutes
     disk_bytes: int = 4 * 2**30
+    memory_bytes: int = (
+        4 * 2**30
+    )  # of all its processes together; never more than 3/4 of the machine
     quotas: Quotas = field(default_factory=Quotas)
 
 
@@ -268,14 +271,18 @@ def _compile(
             output(line)
 
     what = f"cannot build with the {home.name} buildpack"
-    try:
-        done = run(
-            box.argv(argv, cwd=home), env=contract.environment(box, revision), on_output=take,
-            timeout_s=limits.timeout_s, watch=box.work, disk_bytes=limits.disk_bytes,
-            is_alone=box.kind is not Kind.NONE,
-        )  # fmt: skip
-    except StoppedError as exc:
-        raise BarekuError(f"{what}: {exc}", hint=exc.hint) from exc
+    memory_bytes = min(limits.memory_bytes, group.machine_bytes() * 3 // 4)
+    with group.around_a_build(memory_bytes, limits.quotas.processes) as around:
+        try:
+            done = run(
+                around.argv(box.argv(argv, cwd=home)), env=contract.environment(box, revision),
+                on_output=take, timeout_s=limits.timeout_s, watch=box.work,
+                disk_bytes=limits.disk_bytes, is_alone=box.kind is not Kind.NONE,
+            )  # fmt: skip
+        except StoppedError as exc:
+            raise BarekuError(f"{what}: {exc}", hint=exc.hint) from exc
+        if done.code and around.has_run_out_of_memory:
+            raise BarekuError(f"{what}: it needs more than {memory_bytes // 2**20} MiB of memory")
     if done.code:
         raise BarekuError(f"{what}: {reason or f'bin/compile ended with {done.ending}'}")
 

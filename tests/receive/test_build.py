@@ -16,7 +16,7 @@ import pytest
 
 from bareku import paths
 from bareku.errors import BarekuError
-from bareku.receive import build, contract, sandbox
+from bareku.receive import build, contract, group, sandbox
 from bareku.receive.build import Built, Limits
 from bareku.receive.sandbox import Kind
 
@@ -375,6 +375,20 @@ def test_a_build_that_forks_for_ever_harms_nobody(kind: Kind, site: Site) -> Non
     with pytest.raises(BarekuError):
         site.build(limits=Limits(timeout_s=3, quotas=quotas))
     assert not running(mark)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_a_build_that_eats_memory_is_ended_with_the_reason(site: Site) -> None:
+    with group.around_a_build(2**30, 100) as around:
+        if not any("memory" in str(folder) for folder in around.folders):
+            pytest.skip("this machine lets us make no memory group")
+    # many processes, each below the limit of one
+    eater = "python3 -c 'x = bytearray(40 << 20); import time; time.sleep(20)' &"
+    site.pack("p", compile=f"for n in 1 2 3 4 5 6; do {eater} done; wait -n; exit $?")
+    with pytest.raises(BarekuError, match="it needs more than 100 MiB of memory"):
+        site.build(limits=Limits(memory_bytes=100 * 2**20, timeout_s=30))
+    assert not any(folder.exists() for folder in around.folders)
 
 
 @pytest.mark.slow
