@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from bareku.errors import BarekuError
 from bareku.log import event
-from diprocd import backoff, cgroup, launcher, ports, procfs
+from diprocd import backoff, cgroup, failpoint, launcher, ports, procfs
 from diprocd.lifecycle import LEAVING, Action, Event, State, shown, step
 from diprocd.loop import Timer
 from diprocd.spec import Process
@@ -42,6 +42,7 @@ class Instance:
         self.process = process
         self.gen = gen
         self.key = f"{process.id}.{gen}"
+        self._name = f"{self.key}@{worker.run_folder}"  # another worker may have the same key
         self.state = State.NEW
         self.home = StateDir(worker.folder / self.key)
         self.record = Record()
@@ -156,6 +157,9 @@ class Instance:
         elif self.record.phase == "exited":
             self.state = State.EXITED
             self._close(pidfd)
+        elif found is None:  # launched or not: the lock lets only one in
+            self.state = State.BACKOFF
+            self._loop.soon(lambda: self.feed(Event.TIMER))
         else:
             self.state = State.CLEARING
             self._is_free = True
@@ -202,6 +206,23 @@ class Instance:
             self._close(pidfd)
             self.feed(Event.LOCKED)
 
+    def _adopt_late(self) -> bool:
+        """True when an earlier worker's launcher, not locked when we looked, has got through."""
+        found = self.home.pid()
+        if found in {None, (self.pid, self.start_ticks)}:
+            return False
+        assert found
+        pidfd = procfs.open_process(*found)
+        if pidfd is None or procfs.has_ended(pidfd, found[0]):
+            self._close(pidfd)
+            return False
+        self._cancel()
+        self._release()
+        self._is_free = False
+        self._take(*found, pidfd)
+        self._worker.changed(self, State.CLEARING)
+        return True
+
     # starting
 
     def _launch(self) -> None:
@@ -232,7 +253,7 @@ class Instance:
         self.home.create(one)
         self.record.port = worker.choose_port(self) if one.port else None
         launch, arguments = launcher.prepare(
-            one, self.key, self.home.path, self.record.port, worker.config, worker.means
+            one, self._name, self.home.path, self.record.port, worker.config, worker.means
         )
         for name in ("drained", "ready.d/ready", "error"):
             (self.home.path / name).unlink(missing_ok=True)
@@ -243,8 +264,9 @@ class Instance:
         self.record.oom_kills = cgroup.count_oom(worker.groups, self.key)
         self.home.save(self.record)
         self.pid = launcher.spawn(
-            self.home.path, self.key, one.nofile, groups, arguments, self.log_path
+            self.home.path, self._name, one.nofile, groups, arguments, self.log_path
         )
+        failpoint.hit("spawned")
         self.pidfd = os.pidfd_open(self.pid)
         found = procfs.read_stat(self.pid)
         self.start_ticks = found.start_ticks if found else 0
@@ -364,6 +386,8 @@ class Instance:
         """Feed EMPTY once nothing of the tree is left; look again soon otherwise."""
         if self._poll is not None:
             self._poll.cancel()
+        if self._is_free and self.state is State.CLEARING and self._adopt_late():
+            return
         if self._members() or self.home.is_locked():
             self._poll = self._loop.after(0.02, self._check_empty)
             return
@@ -406,6 +430,7 @@ class Instance:
         if self.pidfd is not None:
             procfs.send(self.pidfd, number)
             procfs.send(self.pidfd, signal.SIGCONT)
+        failpoint.hit("signalled")
         if self.pidfd is None or self._has_exited:
             self._hurry()
 
@@ -500,7 +525,7 @@ class Instance:
 
     @property
     def _mark(self) -> bytes:
-        return f"{launcher.KEY}={self.key}".encode()
+        return f"{launcher.KEY}={self._name}".encode()
 
     def _members(self) -> list[tuple[int, int]]:
         """(pid, start time) of everything that runs of this process."""

@@ -20,7 +20,7 @@ from diprocd.isolation import Isolation
 from diprocd.spec import NodeConfig, Process
 
 MARK = "diprocd-launch"  # in the command line of a launcher until it has become the process
-KEY = "DIPROC_KEY"  # in the environment of everything a process starts
+KEY = "DIPROC_KEY"  # in the environment of everything a process starts: `id.gen@run`
 EXIT_LOCKED = 75
 EXIT_FAILED = 71
 
@@ -42,7 +42,12 @@ class Launch:
 
 
 def prepare(
-    process: Process, key: str, folder: Path, port: int | None, config: NodeConfig, means: Isolation
+    process: Process,
+    name: str,
+    folder: Path,
+    port: int | None,
+    config: NodeConfig,
+    means: Isolation,
 ) -> tuple[Launch, list[str]]:
     """Make the folders and the environment file; the launcher's arguments after the cgroups.
 
@@ -70,7 +75,7 @@ def prepare(
         "BAREKU_PROCESS": f"{process.type}.{process.index}",
         "DATA_DIR": "/data" if has_mounts else str(data),
         "DIPROC_READY": str(ready),
-        KEY: key,
+        KEY: name,
     }
     if process.token:
         environment["BAREKU_TOKEN"] = process.token
@@ -100,7 +105,7 @@ def render(environment: dict[str, str]) -> bytes:
 
 
 def spawn(
-    folder: Path, key: str, nofile: int, groups: list[Path], arguments: list[str], log: Path
+    folder: Path, name: str, nofile: int, groups: list[Path], arguments: list[str], log: Path
 ) -> int:
     """Start the launcher in a session of its own; its pid is the process's pid. Raises OSError."""
     argv = ["/bin/sh", "-c", _TEXT, MARK, _TEXT, "outside", str(folder), str(nofile)]
@@ -111,7 +116,7 @@ def spawn(
     return os.posix_spawn(
         argv[0],
         argv,
-        {"PATH": _PATH, KEY: key},
+        {"PATH": _PATH, KEY: name},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o640),

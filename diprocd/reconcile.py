@@ -88,13 +88,13 @@ def _replace(
     """One id that shall run as `gen`, with `here` the generations of it there are."""
     old = [one for one in here if one.gen != gen]
     new = next((one for one in here if one.gen == gen), None)
-    alone = exclusive or any(one.exclusive for one in old)
     if is_barred:
         unwant |= {(id_, one.gen) for one in here}
         return
-    if not alone or not old:
+    alone = exclusive or any(one.exclusive for one in old)
+    if new is not None or not old or (len(old) == 1 and not alone):
         want.add((id_, gen))
-    for one in old:
-        serves = one.state in {State.RUNNING, State.DRAINING}
-        if alone or not serves or (new is not None and new.state is State.RUNNING):
-            unwant.add((id_, one.gen))
+    is_replaced = alone or (new is not None and new.state is State.RUNNING)
+    serving = [one for one in old if one.state is State.RUNNING]
+    kept = serving[-1:] if not is_replaced else []  # the newest that answers
+    unwant |= {(id_, one.gen) for one in old if one not in kept}

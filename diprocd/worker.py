@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Worker:
         self.presence = Presence(self.run_folder, "worker", mode=0o600)
         self.loop = Loop()
         self.watcher = Watcher()
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         raise_file_limit()
         close_on_exec()
         self.means, self.groups = isolation.probe(self.run_folder, config.isolation)
@@ -114,6 +116,7 @@ class Worker:
         for instance in self._instances.values():
             instance.close()
         self.watcher.close()
+        os.close(self._spare)
         self.loop.close()
         self.presence.close()
         log.info(event("worker ended"))
@@ -330,7 +333,7 @@ class Worker:
         begun_s = time.monotonic()
         document = self._document
         error = self._config_error
-        with contextlib.suppress(OSError):  # a full /run must not harm what runs
+        with self._spare_descriptor(), contextlib.suppress(OSError):  # /run may be full
             self.presence.write(
                 "degraded" if error else "ok",
                 error,
@@ -350,6 +353,15 @@ class Worker:
             )
         self._written_at_s = time.monotonic()
         self._write_cost_s = self._written_at_s - begun_s
+
+    @contextlib.contextmanager
+    def _spare_descriptor(self) -> Iterator[None]:
+        """Free one that is kept for this, so that `too many open files` can be reported."""
+        os.close(self._spare)
+        try:
+            yield
+        finally:
+            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _applied(self) -> int:
         """The version of which every process was at least tried, and of which none waits."""
