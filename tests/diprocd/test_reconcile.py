@@ -40,11 +40,13 @@ def test_the_generation_follows_what_a_process_is_made_of() -> None:
     assert generation(entry()) == generation(entry(id="a.v1.web.2", index=2, priority=9))
 
 
+@settings(max_examples=50)
 @given(PRESENT)
 def test_without_a_document_nothing_is_stopped(present: list[Present]) -> None:
     assert not plan(None, present).unwant
 
 
+@settings(max_examples=50)
 @given(PRESENT, DESIRED, st.booleans())
 def test_nothing_is_wanted_and_unwanted(
     present: list[Present], desired: dict[str, tuple[str, bool]], has_lease: bool
@@ -55,6 +57,7 @@ def test_nothing_is_wanted_and_unwanted(
     assert all(gen == desired[id_][0] for id_, gen in decided.want)
 
 
+@settings(max_examples=50)
 @given(PRESENT, DESIRED)
 def test_what_serves_goes_only_when_its_successor_is_ready_or_it_is_undesired(
     present: list[Present], desired: dict[str, tuple[str, bool]]
@@ -72,6 +75,7 @@ def test_what_serves_goes_only_when_its_successor_is_ready_or_it_is_undesired(
         assert (gen in {one.gen for one in serving}) or (id_, gen) not in decided.unwant
 
 
+@settings(max_examples=50)
 @given(PRESENT, DESIRED)
 def test_an_exclusive_process_is_started_only_when_nothing_of_its_id_is_left(
     present: list[Present], desired: dict[str, tuple[str, bool]]
@@ -84,6 +88,7 @@ def test_an_exclusive_process_is_started_only_when_nothing_of_its_id_is_left(
         assert len(here) <= 1, gen
 
 
+@settings(max_examples=50)
 @given(PRESENT, DESIRED)
 def test_without_a_lease_no_exclusive_process_is_wanted(
     present: list[Present], desired: dict[str, tuple[str, bool]]
@@ -139,6 +144,7 @@ STEPS = st.lists(
 )
 
 
+@settings(max_examples=60)
 @given(STEPS)
 def test_at_most_two_generations_of_an_id_and_one_of_an_exclusive_one(
     steps: list[tuple[object, object]],
