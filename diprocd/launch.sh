@@ -48,7 +48,7 @@ if [ "$stage" != last ] && [ "$uid" != - ]; then
     exec setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
         -- /bin/sh -c "$script" diprocd-launch "$script" last "$@"
 fi
-cd "$cwd" 2>/dev/null || fail "cannot enter the folder $cwd"
+cd "$cwd" 2>/dev/null || fail "cannot enter the folder $cwd: may its user pass every folder above it?"
 shift 8
 unset script stage dir nofile cgroups slug data cwd uid gid stat start OLDPWD
 eval "$(cat <&8)"

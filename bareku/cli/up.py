@@ -28,7 +28,7 @@ DOWN_S = 120.0  # apps may take their drain and grace times
 
 def up(context: Context, options: argparse.Namespace) -> int:
     root = context.root
-    root.path.mkdir(parents=True, exist_ok=True)
+    root.path.mkdir(mode=0o711, parents=True, exist_ok=True)
     settings = _settings(context, options)
     if options.detach:
         return _detach(context, options)
