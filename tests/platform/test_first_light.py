@@ -381,6 +381,26 @@ def test_down_keeps_the_apps_when_told_and_up_takes_them_back(
     assert after["pid"] == before["pid"]
 
 
+def test_next_up_takes_over_daemons_whose_parent_was_killed(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    repository = new_repository("orphan")
+    repository.commit(plain("orphan"))
+    repository.push()
+    before = {d["daemon"]: d["pid"] for d in bareku.status()["daemons"]}
+    with Visitor(bareku, "orphan") as visitor:
+        os.kill(before.pop("up"), signal.SIGKILL)
+        await_until(lambda: bareku.pid("up") == 0, 5, "the parent is gone")
+        bareku.run("up", "--detach")
+        now = {d["daemon"]: d["pid"] for d in bareku.status()["daemons"]}
+        assert {name: now[name] for name in before} == before
+        os.kill(now["diprocd/worker"], signal.SIGKILL)
+        await_until(
+            lambda: bareku.pid("diprocd/worker") not in {0, now["diprocd/worker"]}, 3, "restarted"
+        )
+    assert visitor.failures == []
+
+
 def test_sample_app_is_what_script_up_pushes() -> None:
     names = {path.name for path in (TOP / "examples" / "hello").iterdir()}
     assert {"app.py", "requirements.txt", "Procfile"} <= names
