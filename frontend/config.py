@@ -59,12 +59,23 @@ class Bounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attempts: Positive = 3
 
 
+class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where TLS is spoken, and the folder of `<host>.crt` and `<host>.key`."""
+
+    listen: str | list[str]
+    certificates: str
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`frontend.yml`."""
 
     name: str = "%H"
     listen: str | list[str] = "127.0.0.1:8080"
+    tls: Tls | None = None
     link: str = "tcp://127.0.0.1:31125"
+    link_curve: dict[str, str] = {}
+    curve_key: str | None = None
+    curve_master: str | None = None
     run: str = "/run/bareku"
     routes: str = "/var/lib/bareku/frontend/routes.json"
     master_updates: str | None = None

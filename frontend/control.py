@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from bareku.curve import Keys
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
 from bareku.log import event
@@ -21,6 +23,8 @@ log = logging.getLogger("frontend")
 HEARTBEAT_MS = 2000
 DEAD_MS = 6000
 MAX_UPDATE = 64 * 2**20
+BEATS = b"hb/"
+SILENCE_S = 15.0  # of a master that beats every 2 s
 BURST = 100  # messages taken per wake-up
 
 
@@ -89,6 +93,7 @@ class Master:
         stats: str | None,
         routes: Routes,
         bad: Callable[[], None],
+        keys: Keys | None = None,
     ) -> None:
         self._name = name
         self._topic = f"f/{name}/".encode()
@@ -97,13 +102,39 @@ class Master:
         self._boot = str(uuid.uuid4())
         self._seq = 0
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context(io_threads=1)
-        self._sub = self._connect(zmq.SUB, updates)
+        self._endpoints = (updates, stats)
+        self._keys = keys
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._sub: zmq.Socket[bytes] | None = None
+        self._push: zmq.Socket[bytes] | None = None
+        self._heard = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        updates, stats = self._endpoints
         self._push = self._connect(zmq.PUSH, stats)
+        self._sub = self._connect(zmq.SUB, updates)
         if self._sub is not None:
             self._sub.subscribe(self._topic)
+            self._sub.subscribe(BEATS)
             self._loop.add_reader(self._sub.fileno(), self._drain)
             self._loop.call_soon(self._drain)
+
+    def tick(self, now: float) -> None:
+        """Connect anew to a silent master: libzmq never repeats a handshake that was refused."""
+        if self._heard == 0.0:
+            self._heard = now
+        if self._sub is not None and now - self._heard > SILENCE_S:
+            self._heard = now
+            self._close_sockets()
+            self._open()
+
+    def _close_sockets(self) -> None:
+        if self._sub is not None:
+            self._loop.remove_reader(self._sub.fileno())
+            self._sub.close()
+        if self._push is not None:
+            self._push.close()
 
     def _connect(self, kind: int, endpoint: str | None) -> zmq.Socket[bytes] | None:
         if endpoint is None:
@@ -118,6 +149,8 @@ class Master:
         socket.setsockopt(zmq.IPV6, 1)
         if kind == zmq.PUSH:
             socket.setsockopt(zmq.CONFLATE, 1)
+        if self._keys is not None:
+            self._keys.apply(socket)
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as exc:
@@ -126,8 +159,9 @@ class Master:
 
     def _drain(self) -> None:
         """Take what has come; the descriptor is edge-triggered, so until there is nothing."""
-        assert self._sub is not None
         for _ in range(BURST):
+            if self._sub is None or self._sub.closed:
+                return
             try:
                 parts = self._sub.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -136,6 +170,9 @@ class Master:
         self._loop.call_soon(self._drain)
 
     def _on_update(self, parts: list[bytes]) -> None:
+        self._heard = time.monotonic()
+        if parts[0] == BEATS:
+            return
         try:
             if len(parts) != 3 or parts[0] != self._topic:
                 raise ValueError("not three frames of our topic")
@@ -171,6 +208,5 @@ class Master:
 
     def close(self) -> None:
         """Close the sockets."""
-        if self._sub is not None:
-            self._loop.remove_reader(self._sub.fileno())
+        self._close_sockets()
         self._context.destroy(linger=0)

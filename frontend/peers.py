@@ -71,6 +71,10 @@ class Peer(asyncio.Protocol):
         self._transport.write(zmtp.greeting(self._minor))
         self._handshake = self._loop.call_later(HANDSHAKE_S, self.abort)
 
+    def heard(self) -> None:
+        """Something came from this peer."""
+        self.seen = time.monotonic()
+
     def data_received(self, data: bytes) -> None:
         self.seen = time.monotonic()
         try:

@@ -11,6 +11,7 @@ import random
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 import uuid
@@ -19,25 +20,26 @@ from typing import cast
 
 import uvloop
 
-from bareku import __version__
-from bareku.config import decode, load
+from bareku import __version__, curve
+from bareku.config import load
 from bareku.daemon import Presence
 from bareku.errors import BarekuError
-from bareku.files import read_json, write_json
 from bareku.log import event, setup
-from bareku.names import parse_app
-from frontend.admin import AdminConnection, Answer, as_json
+from frontend.admin import AdminConnection
 from frontend.client import Connection, Listener
 from frontend.config import Config, Door
 from frontend.control import Master, Routes
+from frontend.curvelink import CurveRouter
 from frontend.exchange import Exchange
 from frontend.journal import Journal, Writer, combined, json_line
 from frontend.linkdoor import Link
 from frontend.metrics import Metrics
+from frontend.operator import Operator
 from frontend.pages import Pages
 from frontend.pairdoor import Pair
 from frontend.peers import listen
-from frontend.router import Key, RouteDocument, Table
+from frontend.router import RouteDocument, Table
+from frontend.tls import Certificates
 from frontend.wheel import Wheel
 
 log = logging.getLogger("frontend")
@@ -65,12 +67,20 @@ class Server:
         self._journal = Journal(self.metrics, time.monotonic, self._writer)
         self.link = Link(self.exchange, str(uuid.uuid4()).encode(), name)
         self._routes = Routes(Path(config.routes), self._use)
-        self._switches = Path(config.routes).with_name("switches.json")
+        self._operator = Operator(
+            self.exchange,
+            Path(config.routes).with_name("switches.json"),
+            self._document,
+            self.open_pair,
+            self._close_pair,
+        )
         self._pages = Pages(Path(config.pages) if config.pages else None)
         self._presence = Presence(Path(config.run), "frontend")
         self._listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
         self._link_server: asyncio.Server | None = None
+        self._link_address: str | None = None
+        self._curve_router: CurveRouter | None = None
         self._master: Master | None = None
         self.pairs: list[Pair] = []
         self._admin: list[asyncio.Server] = []
@@ -89,7 +99,7 @@ class Server:
         """Serve until TERM or INT, then finish what is in flight."""
         self._presence.write("starting")
         try:
-            self._load_switches()
+            self._operator.load()
             self._routes.poll()
             await self._open()
             await self._open_admin()
@@ -109,32 +119,58 @@ class Server:
         inherited = inherited_sockets()
         config = self._config
         link = next((sock for name, sock in inherited if name == "link"), None)
-        self._link_server = await _bound(
-            config.link, listen(config.link, self.link.peer, inherited=link)
-        )
+        await self._open_link(link)
         for door in config.mongrel2:
             await self.open_pair(door)
-        web = [sock for name, sock in inherited if name != "link"]
-        if not web:
-            addresses = [config.listen] if isinstance(config.listen, str) else config.listen
-            web = [bind(address) for address in addresses]
-        prefix = secrets.token_hex(4) + "-"
-        for sock in web:
-            port = sock.getsockname()[1] if sock.family != socket.AF_UNIX else 80
-            listener = Listener(self.exchange, self._wheel, self._journal, scheme="http", port=port)
-            listener.id_prefix = prefix
-            listener.pages = self._pages
-            self._listeners.append(listener)
-            self._servers.append(
-                await self._loop.create_server(listener, sock=sock, backlog=BACKLOG)
-            )
+        await self._listen(inherited)
         self._master = Master(
             self._name,
             config.master_updates,
             config.master_stats,
             self._routes,
             lambda: self.metrics.count("bad_updates"),
+            curve.client_keys(
+                config.curve_key if config.curve_master else None,
+                config.curve_master,
+                [end for end in (config.master_updates, config.master_stats) if end],
+            ),
         )
+
+    async def _listen(self, inherited: list[tuple[str, socket.socket]]) -> None:
+        """Serve HTTP on every address, TLS on those that want it."""
+        config = self._config
+        web = [sock for name, sock in inherited if name not in ("link", "https")]
+        for sock in web or [bind(address) for address in _list(config.listen)]:
+            await self._listen_on(sock, None)
+        if config.tls is not None:
+            context = Certificates(Path(config.tls.certificates)).context
+            secure = [sock for name, sock in inherited if name == "https"]
+            for sock in secure or [bind(address) for address in _list(config.tls.listen)]:
+                await self._listen_on(sock, context)
+
+    async def _listen_on(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        port = sock.getsockname()[1] if sock.family != socket.AF_UNIX else 80
+        scheme = "http" if context is None else "https"
+        listener = Listener(self.exchange, self._wheel, self._journal, scheme=scheme, port=port)
+        listener.id_prefix = secrets.token_hex(4) + "-"
+        listener.pages = self._pages
+        self._listeners.append(listener)
+        self._servers.append(
+            await self._loop.create_server(listener, sock=sock, backlog=BACKLOG, ssl=context)
+        )
+
+    async def _open_link(self, inherited: socket.socket | None) -> None:
+        """Our own ZMTP on loopback; libzmq with CURVE for handlers of other machines."""
+        config = self._config
+        keys = curve.server_keys(config.curve_key if config.link_curve else None, [config.link])
+        if keys is not None:
+            self._curve_router = CurveRouter(self.link, keys, config.link_curve)
+            self._link_address = self._curve_router.bind(config.link)
+            return
+        self._link_server = await _bound(
+            config.link, listen(config.link, self.link.peer, inherited=inherited)
+        )
+        self._link_address = _address(self._link_server)
 
     async def _open_admin(self) -> None:
         """The Unix socket for whoever may enter the run folder's owner's files, and TCP to read."""
@@ -143,7 +179,7 @@ class Server:
         mask = os.umask(0o177)
         try:
             server = await self._loop.create_unix_server(
-                lambda: AdminConnection(self._ask, may_change=True), str(path)
+                lambda: AdminConnection(self._operator.ask, may_change=True), str(path)
             )
         finally:
             os.umask(mask)
@@ -151,12 +187,13 @@ class Server:
         if self._config.status is not None:
             sock = bind(self._config.status)
             server = await self._loop.create_server(
-                lambda: AdminConnection(self._ask, may_change=False), sock=sock
+                lambda: AdminConnection(self._operator.ask, may_change=False), sock=sock
             )
             self._admin.append(server)
 
     async def open_pair(self, door: Door) -> Pair:
         """Bind a pair for Mongrel2 handlers. Raises BarekuError."""
+        curve.server_keys(None, [door.send_spec, door.recv_spec])
         pair = Pair(self.exchange, door)
         await pair.open()
         self.pairs.append(pair)
@@ -177,6 +214,8 @@ class Server:
             pair.tick(now)
         self._journal.flush()
         self._routes.poll()
+        if self._master is not None:
+            self._master.tick(now)
         handlers, inflight = self.exchange.dispatcher.counts()
         self._report(now, handlers, inflight)
         held, error = self.exchange.dispatcher.held, self._routes.error
@@ -208,6 +247,12 @@ class Server:
             "degraded" if error else "ok", error, **self._facts(handlers, inflight)
         )
 
+    def _document(self) -> dict[str, object]:
+        """The status document as it would be written now."""
+        error = self._routes.error
+        facts = self._facts(*self.exchange.dispatcher.counts())
+        return {"health": "degraded" if error else "ok", "error": error, **facts}
+
     def _facts(
         self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
     ) -> dict[str, object]:
@@ -216,7 +261,7 @@ class Server:
         return {
             "name": self._name,
             "listen": self._addresses(),
-            "link": _address(self._link_server) if self._link_server else None,
+            "link": self._link_address,
             "status": _address(self._admin[1]) if len(self._admin) > 1 else None,
             "epoch": self._routes.epoch,
             "have": self._routes.version,
@@ -230,73 +275,14 @@ class Server:
             "counters": self.metrics.counters,
         }
 
-    # what operators ask
-
-    async def _ask(self, method: str, path: str, body: bytes) -> Answer:
-        handlers, inflight = self.exchange.dispatcher.counts()
-        match [method, *path.strip("/").split("/")]:
-            case ["GET" | "HEAD", "status"]:
-                error = self._routes.error
-                health = "degraded" if error else "ok"
-                facts = self._facts(handlers, inflight)
-                return as_json({"health": health, "error": error, **facts})
-            case ["GET" | "HEAD", "metrics"]:
-                gauges = self._gauges(handlers, inflight)
-                return 200, "text/plain; version=0.0.4", self.metrics.render(gauges).encode()
-            case ["POST", "apps", app, ("pause" | "resume" | "maintenance" | "live") as act]:
-                return self._switch(app, act)
-            case ["POST", "pairs"]:
-                door = decode(body, Door, name="the pair")
-                return as_json((await self.open_pair(door)).status(), 201)
-            case ["DELETE", "pairs", app, process]:
-                return await self._close_pair(app, process)
-        return 404, "text/plain", b"nothing of that name\n"
-
-    def _gauges(
-        self, handlers: dict[str, dict[str, int]], inflight: dict[str, dict[str, int]]
-    ) -> dict[str, dict[Key | None, int]]:
-        pools = self.exchange.dispatcher.pools
-        return {
-            "handlers": {(a, int(v)): n for a, row in handlers.items() for v, n in row.items()},
-            "inflight": {(a, int(v)): n for a, row in inflight.items() for v, n in row.items()},
-            "held": {key: len(pool.held) for key, pool in pools.items()},
-            "connections": {None: sum(len(listener.connections) for listener in self._listeners)},
-        }
-
-    def _switch(self, app: str, act: str) -> Answer:
-        """Pause or maintenance of an app, kept over a restart."""
-        exchange = self.exchange
-        parse_app(app)
-        if act == "pause":
-            exchange.dispatcher.pause(app)
-        elif act == "resume":
-            exchange.dispatcher.resume(app)
-        elif act == "maintenance":
-            exchange.maintenance.add(app)
-        else:
-            exchange.maintenance.discard(app)
-        kept = {"format": 1, "paused": sorted(exchange.dispatcher.paused)}
-        write_json(self._switches, {**kept, "maintenance": sorted(exchange.maintenance)})
-        log.info(event("app switched", app=app, to=act))
-        self._status_at = 0.0
-        return as_json({"app": app, "state": act})
-
-    def _load_switches(self) -> None:
-        try:
-            kept = read_json(self._switches)
-        except FileNotFoundError:
-            return
-        self.exchange.maintenance.update(kept["maintenance"])
-        for app in kept["paused"]:
-            self.exchange.dispatcher.pause(app)
-
-    async def _close_pair(self, app: str, process: str) -> Answer:
+    async def _close_pair(self, app: str, process: str) -> int:
+        """Close the pairs of a process; how many there were."""
         found = [p for p in self.pairs if (p.door.app, p.door.process) == (app, process)]
         for pair in found:
             self.pairs.remove(pair)
             await pair.close()
         self._status_at = 0.0
-        return as_json({"closed": len(found)}, 200 if found else 404)
+        return len(found)
 
     def _reopen(self) -> None:
         if self._writer is not None:
@@ -326,6 +312,8 @@ class Server:
 
     async def _close(self) -> None:
         self.link.close(farewell=True)
+        if self._curve_router is not None:
+            self._curve_router.close()
         for pair in self.pairs:
             await pair.close()
         for server in [
@@ -351,6 +339,10 @@ def _writer(config: Config) -> Writer | None:
         return None
     path = Path("/dev/stdout" if config.access_log == "-" else config.access_log)
     return Writer(path, json_line if config.access_format == "json" else combined)
+
+
+def _list(addresses: str | list[str]) -> list[str]:
+    return [addresses] if isinstance(addresses, str) else addresses
 
 
 def bind(address: str) -> socket.socket:
