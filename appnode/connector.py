@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import uvloop
@@ -22,6 +22,7 @@ from appnode.config import Config, Mongrel2, load_config
 from appnode.exchange import Exchange, Times
 from appnode.incoming import Incoming
 from appnode.link import Answer, Door, Handler, Link
+from appnode.mongrel2 import Mongrel2Door, Pair
 from appnode.routed import Routes
 from appnode.upstream import Upstream
 from appnode.watch import FileWatch
@@ -35,9 +36,6 @@ FAREWELL_S = 2.0  # a frontend that owes us a farewell for longer is not waited 
 STATUS_S = 5.0
 STREAM_S = 2.0  # a reply that runs for longer than this is a stream, and no longer counts
 MAX_STREAMS = 1000  # of one process, beside its capacity
-
-if TYPE_CHECKING:
-    from appnode.mongrel2 import Mongrel2Door
 
 logger = logging.getLogger("appnode.connector")
 
@@ -189,8 +187,6 @@ class Connector:
         return Exchange(door, number, incoming, served.upstream, self._times, more=more)
 
     def _mongrel2(self, conf: Mongrel2) -> Mongrel2Door:
-        from appnode.mongrel2 import Mongrel2Door, Pair  # libzmq, only when it is needed
-
         def choose() -> tuple[int, Callable[[Door, Incoming], Exchange]] | None:
             return self._choose(conf)
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from appnode.dealer import Curve
-from bareku.log import event
 
 BATCH = 200  # messages taken per wake-up, so that the other sockets get their turn
 REOPEN_FIRST_S = 0.05
@@ -41,8 +39,6 @@ _OPTIONS = (
     (zmq.HEARTBEAT_TIMEOUT, 3000),
     (zmq.HEARTBEAT_TTL, 3000),
 )
-
-log = logging.getLogger("appnode.link")
 
 
 class CurveDealer:
@@ -89,7 +85,7 @@ class CurveDealer:
         sock.connect(self.endpoint)
         self._loop.call_soon(self._watch)
 
-    def send(self, head: bytes, payload: bytes = b"") -> None:
+    def say(self, head: bytes, payload: bytes = b"") -> None:
         """Queue a message; nothing when there is no connection."""
         if not self.is_up or self._socket is None:
             return
@@ -143,12 +139,10 @@ class CurveDealer:
         if not self.is_up:
             self.is_up = True
             self._reopen_s = REOPEN_FIRST_S
-            log.info(event("frontend reached", endpoint=self.endpoint))
             self._on_up()
 
     def _lose(self) -> None:
         if self.is_up:
-            log.warning(event("frontend lost", endpoint=self.endpoint))
             self.losses += 1
         self._close(linger_ms=0)
         self._reopening = self._loop.call_later(self._reopen_s, self._open)

@@ -218,7 +218,7 @@ class Link:
     def reply(self, answer: Answer, data: bytes, *, end: bool) -> None:
         number = b"%d" % answer.key
         payload = b"%b %d:%b, %b" % (answer.ident, len(number), number, data)
-        self._dealer.send(self._reply_heads[answer.handler][end], payload)
+        self._dealer.say(self._reply_heads[answer.handler][end], payload)
         if end and (handler := self._forget(answer)):
             handler.counts.answered += 1
 
@@ -334,11 +334,13 @@ class Link:
     # connection and time
 
     def _up(self) -> None:
+        log.info(event("frontend reached", endpoint=self.endpoint))
         for member in self._members.values():
             self._step(member, Event.UP)
         self._on_change()
 
     def _down(self) -> None:
+        log.warning(event("frontend lost", endpoint=self.endpoint))
         self._forget_requests()
         for member in self._members.values():
             self._step(member, Event.DOWN)
@@ -365,7 +367,7 @@ class Link:
             self._on_change()
 
     def _say(self, kind: Kind, number: int, *fields: int, payload: bytes = b"") -> None:
-        self._dealer.send(encode_head(kind, number, *fields), payload)
+        self._dealer.say(encode_head(kind, number, *fields), payload)
 
     def _tick(self) -> None:
         """Every quarter of a second: beats, hellos said again, requests that are too slow."""

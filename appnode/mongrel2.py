@@ -8,25 +8,24 @@ when the client pipelines, and are answered one after the other here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-import zmq
-
 from appnode import websocket
+from appnode.dealer import Line
 from appnode.incoming import Incoming, parse
 from appnode.link import Answer
 from appnode.writer import plain
 from bareku.log import event
 from frontend.mongrel2 import MessageError, encode_reply
+from frontend.zmtp import frame
 
 log = logging.getLogger("appnode.mongrel2")
 
-BATCH = 100
+SILENCE_S = 15.0  # a real Mongrel2 only answers libzmq's own sign of life
 GATHER_S = 0.002  # a reply that goes on is gathered for so long before its next message
 BURST = 8  # messages that leave without a pause; Mongrel2 cuts at the 17th it could not write
 PACE_S = 0.05  # after a burst, one message each
@@ -55,70 +54,58 @@ class Mongrel2Door:
         self._open_request = open_request
         self._most = most
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients: dict[tuple[bytes, int], _Client] = {}
         self._in_flight = 0
         self._is_leaving = False
-        self._pull: zmq.Socket[bytes] | None = None
-        self._pub = self._context.socket(zmq.XPUB)
-        self._pub.linger = 2000
-        self._pub.sndhwm = 0
-        self._pub.setsockopt(zmq.HEARTBEAT_IVL, 5000)
-        self._pub.connect(pair.recv_spec)
-        self._loop.add_reader(self._pub.FD, self._hear)
-        self._loop.call_soon(self._hear)
+        self._pull: Line | None = None
+        self._backlog: deque[bytes] = deque()
+        self._pub = Line(
+            pair.recv_spec, b"XPUB", b"SUB", minor=0, silence_s=SILENCE_S,
+            on_up=lambda: None, on_down=self._lose, on_message=self._hear,
+        )  # fmt: skip
         self._ticker = self._loop.call_soon(self._tick)
 
-    # sockets
+    # connections
 
-    def _hear(self) -> None:
-        """Subscriptions: before the first of them, replies would be lost, so no request is taken."""
-        while True:
-            try:
-                said = self._pub.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            if said[:1] == b"\x01" and self._pull is None and not self._is_leaving:
-                self._start()
-            elif said[:1] == b"\x00":
-                self._lose()
-
-    def _start(self) -> None:
-        pull = self._pull = self._context.socket(zmq.PULL)
-        pull.linger = 0
-        pull.rcvhwm = 1  # what we have not read yet can go to another handler
-        pull.setsockopt(zmq.HEARTBEAT_IVL, 5000)
-        pull.connect(self.pair.send_spec)
-        self._loop.add_reader(pull.FD, self._drain)
-        self._loop.call_soon(self._drain)
-        log.info(event("mongrel2 reached", send_spec=self.pair.send_spec))
+    def _hear(self, frames: list[bytes]) -> None:
+        """A subscription: before it replies would be lost, so no request is taken before it."""
+        if frames[0][:1] == b"\x01" and self._pull is None and not self._is_leaving:
+            self._pull = Line(
+                self.pair.send_spec, b"PULL", b"PUSH", silence_s=SILENCE_S,
+                on_up=lambda: None, on_down=lambda: None, on_message=self._take,
+            )  # fmt: skip
+            log.info(event("mongrel2 reached", send_spec=self.pair.send_spec))
 
     def _lose(self) -> None:
         """The server has gone, and with it everyone who waited for an answer."""
+        log.warning(event("mongrel2 lost", send_spec=self.pair.send_spec))
         if self._pull is not None:
-            log.warning(event("mongrel2 lost", send_spec=self.pair.send_spec))
-            self._loop.remove_reader(self._pull.FD)
-            self._pull.close(linger=0)
+            self._pull.close()
             self._pull = None
+        self._backlog.clear()
         for client in list(self._clients.values()):
             client.gone()
 
+    def _take(self, frames: list[bytes]) -> None:
+        if len(frames) != 1:
+            self.bad_messages += 1
+        elif self._in_flight < self._most and not self._backlog:
+            self._message(frames[0])
+        else:
+            self._backlog.append(frames[0])
+            if len(self._backlog) == 1 and self._pull is not None:
+                self._pull.pause()
+
     def _drain(self) -> None:
-        for _ in range(BATCH):
-            if self._pull is None or self._in_flight >= self._most:
-                return
-            try:
-                message = self._pull.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            self._message(message)
-        self._loop.call_soon(self._drain)
+        """There is room again."""
+        while self._backlog and self._in_flight < self._most:
+            self._message(self._backlog.popleft())
+        if not self._backlog and self._pull is not None:
+            self._pull.resume()
 
     def send(self, ident: bytes, number: int, data: bytes) -> None:
         """One message for one connection; empty closes it."""
-        with contextlib.suppress(zmq.Again):
-            self._pub.send(encode_reply(ident, [number], data), zmq.DONTWAIT)
-        self._loop.call_soon(self._hear)  # a send may eat the descriptor's edge
+        self._pub.send(frame(encode_reply(ident, [number], data)))
 
     # requests
 
@@ -155,7 +142,7 @@ class Mongrel2Door:
     def answered(self) -> None:
         """There is a place for another request."""
         self._in_flight -= 1
-        if self._pull is not None:
+        if self._backlog:
             self._loop.call_soon(self._drain)
 
     # the door of an answer
@@ -202,22 +189,22 @@ class Mongrel2Door:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._in_flight)
+        """Requests are in flight, or may still be on the way here."""
+        is_hearing = self._pull is not None and self._pull.is_up
+        return bool(self._in_flight or self._backlog or (self._is_leaving and is_hearing))
 
     def leave(self) -> None:
-        """Take no new requests; those that are here are answered."""
+        """Take no new requests; those that were sent are answered."""
         self._is_leaving = True
         if self._pull is not None:
-            self._pull.disconnect(self.pair.send_spec)
+            self._pull.resume()  # the end of its side comes after what it has sent
+            self._pull.finish()
 
     def close(self) -> None:
         self._ticker.cancel()
-        self._loop.remove_reader(self._pub.FD)
         if self._pull is not None:
-            self._loop.remove_reader(self._pull.FD)
-            self._pull.close(linger=0)
+            self._pull.close()
         self._pub.close()
-        self._context.term()
 
 
 class _Client:

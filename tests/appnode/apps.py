@@ -33,6 +33,10 @@ def wsgi(environ, start_response):
         whole = environ.get("wsgi.input_terminated")
         size = -1 if whole else int(environ.get("CONTENT_LENGTH") or 0)
         return ok(environ["wsgi.input"].read(size))
+    if path == "/work":
+        log(f"{environ['REQUEST_METHOD']} /work?{environ['QUERY_STRING']}")
+        time.sleep(float(os.environ["WORK_S"]))
+        return ok(b"worked")
     if path == "/count":
         count = 0
         while piece := environ["wsgi.input"].read(65536):

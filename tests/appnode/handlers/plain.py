@@ -1,7 +1,9 @@
 """A handler as the Mongrel2 manual has it: PULL, PUB, JSON, nothing of ours."""
 
 import json
+import os
 import sys
+import time
 
 import zmq
 
@@ -20,6 +22,11 @@ def netstring(data):
 def answer(method, path, headers, body):
     if path == "/hello":
         return "200 OK", b"Hello, world\n"
+    if path == "/work":
+        with open(os.environ["APP_LOG"], "a") as log:  # noqa: PTH123
+            log.write(f"{method} {headers['URI']}\n")
+        time.sleep(float(os.environ["WORK_S"]))
+        return "200 OK", b"worked"
     if path == "/echo":
         return "200 OK", body
     if path == "/say":
