@@ -91,11 +91,22 @@ def _have(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[by
 def _put(arguments: list[str], places: Places, stdin: IO[bytes], stdout: IO[bytes]) -> None:
     """`put UUID SIZE SHA256`: the image follows on stdin."""
     uuid, size, sha256 = _exactly(arguments, "put UUID SIZE SHA256")
-    if not re.fullmatch(r"[0-9]{1,13}", size) or not 0 < int(size) <= MAX_SLUG_BYTES:
-        raise BarekuError(f"cannot store a slug of {size[:20]!r} bytes")
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise BarekuError(f"cannot store a slug: {sha256[:80]!r} is no sha256")
+    _check_image(size, sha256)
     Store(places.slugs).put(parse_slug(uuid), int(size), sha256, stdin)
+    stdout.write(b"ok\n")
+
+
+def _patch(arguments: list[str], places: Places, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+    """`patch UUID SIZE SHA256 BASE DELTA-SIZE`: what makes the image of BASE follows on stdin."""
+    uuid, size, sha256, base, delta_size = _exactly(
+        arguments, "patch UUID SIZE SHA256 BASE DELTA-SIZE"
+    )
+    store = Store(places.slugs)
+    if store.missing([base]):
+        raise BarekuError(f"cannot store {parse_slug(uuid)}: its base {base} is not on this node")
+    _check_image(size, sha256)
+    _check_image(delta_size, sha256)
+    store.patch(parse_slug(uuid), int(size), sha256, base, int(delta_size), stdin)
     stdout.write(b"ok\n")
 
 
@@ -145,11 +156,19 @@ def _verify(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[
 _VERBS: Mapping[str, Callable[[list[str], Places, IO[bytes], IO[bytes]], None]] = {
     "have": _have,
     "put": _put,
+    "patch": _patch,
     "def": _def,
     "logs": _logs,
     "collect": _collect,
     "verify": _verify,
 }
+
+
+def _check_image(size: str, sha256: str) -> None:
+    if not re.fullmatch(r"[0-9]{1,13}", size) or not 0 < int(size) <= MAX_SLUG_BYTES:
+        raise BarekuError(f"cannot store a slug of {size[:20]!r} bytes")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise BarekuError(f"cannot store a slug: {sha256[:80]!r} is no sha256")
 
 
 def _exactly(arguments: Sequence[str], usage: str) -> Sequence[str]:

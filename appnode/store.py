@@ -57,15 +57,39 @@ class Store:
         """
         image = self.image(uuid)
         part = self.folder / f".{uuid}.{os.getpid()}.part"
-        try:
-            self._receive(part, size_bytes, sha256, stream)
-            self._admit(part, uuid)
-            part.replace(image)
-            fsync_folder(self.folder)
-        except OSError as exc:
-            raise BarekuError(f"cannot store {uuid}: {exc.strerror}") from exc
-        finally:
-            part.unlink(missing_ok=True)
+        with _cleaned(uuid, part):
+            self._receive(part, size_bytes, stream, sha256)
+            self._keep(part, image)
+
+    def patch(
+        self,
+        uuid: str,
+        size_bytes: int,
+        sha256: str,
+        base: str,
+        delta_bytes: int,
+        stream: IO[bytes],
+    ) -> None:
+        """As `put`, of what `zstd --patch-from` made between the image `base` and this one."""
+        image = self.image(uuid)
+        part = self.folder / f".{uuid}.{os.getpid()}.part"
+        delta = self.folder / f".{uuid}.{os.getpid()}.delta.part"
+        with _cleaned(uuid, part, delta):
+            self._receive(delta, delta_bytes, stream)
+            self._room(part, size_bytes)
+            _apply(self.image(base), delta, part, size_bytes)
+            if part.stat().st_size != size_bytes or _digest(part) != sha256:
+                raise BarekuError(
+                    f"cannot store {uuid}: the difference does not make it from {base}"
+                )
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            self._keep(part, image)
+
+    def _keep(self, part: Path, image: Path) -> None:
+        self._admit(part, image.stem)
+        part.replace(image)
+        fsync_folder(self.folder)
 
     def collect(self, keep: Iterable[str]) -> list[str]:
         """Remove the slugs that are not in `keep` and that no process uses; says which."""
@@ -85,18 +109,23 @@ class Store:
     def digest(self, uuid: str) -> str:
         """sha256 of the image as it is on disk now."""
         try:
-            with self.image(uuid).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return _digest(self.image(uuid))
         except OSError as exc:
             raise BarekuError(f"cannot read slug {uuid}: {exc.strerror}") from exc
 
-    def _receive(self, part: Path, size_bytes: int, sha256: str, stream: IO[bytes]) -> None:
+    def _room(self, part: Path, size_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < size_bytes:
             raise BarekuError(
                 f"cannot store {_name(part)}: {size_bytes} bytes do not fit into {free} free bytes",
                 hint="remove old slugs: bareku slugs:collect",
             )
+
+    def _receive(
+        self, part: Path, size_bytes: int, stream: IO[bytes], sha256: str | None = None
+    ) -> None:
+        """Read exactly `size_bytes` into `part`, and check their digest when it is known."""
+        self._room(part, size_bytes)
         digest = hashlib.sha256()
         left = size_bytes
         with part.open("xb", buffering=0) as file:
@@ -111,7 +140,7 @@ class Store:
                     f"cannot store {_name(part)}: it ended after {size_bytes - left} of "
                     f"{size_bytes} bytes"
                 )
-            if digest.hexdigest() != sha256:
+            if sha256 is not None and digest.hexdigest() != sha256:
                 raise BarekuError(
                     f"cannot store {_name(part)}: its sha256 is not the one announced"
                 )
@@ -199,6 +228,45 @@ def _walked(tree: Path) -> Iterator[tuple[str, int, str]]:
                 yield entry.path[len(str(tree)) + 1 :], mode, link
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
+
+
+@contextlib.contextmanager
+def _cleaned(uuid: str, *parts: Path) -> Iterator[None]:
+    """Whatever happens, no part stays; the system's errors become ours."""
+    try:
+        yield
+    except OSError as exc:
+        raise BarekuError(f"cannot store {uuid}: {exc.strerror}") from exc
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _apply(base: Path, delta: Path, target: Path, size_bytes: int) -> None:
+    """Make `target` of `base` and the difference; it cannot grow beyond `size_bytes`."""
+    unpack = [
+        "zstd",
+        "-q",
+        "-d",
+        "--long=31",
+        f"--patch-from={base}",
+        str(delta),
+        "-o",
+        str(target),
+    ]
+    done = subprocess.run(
+        ["prlimit", f"--fsize={size_bytes}", "--", *unpack],
+        env={"PATH": _SBIN, "LC_ALL": "C"}, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        why = said[-1] if said else f"zstd ended with {done.returncode}"
+        raise BarekuError(f"cannot store {_name(delta)}: its difference cannot be applied: {why}")
 
 
 def _name(part: Path) -> str:

@@ -36,14 +36,17 @@ def connecting(root: Root, settings: Settings) -> Iterator[Future[list[Connectio
                     connection.close()
 
 
-def deliver(connections: list[Connection], made: Slug, transcript: Transcript) -> None:
+def deliver(
+    connections: list[Connection], made: Slug, transcript: Transcript, *, base: Slug | None = None
+) -> None:
+    """Ship the slug to every node; those that have `base` need only what differs."""
     transcript.step("Deploying to the nodes.")
 
     def tell_node(delivery: Delivery) -> None:
         answer = "failed." if delivery.error else "OK."
         transcript.detail(f"{delivery.node} - {answer}")
 
-    failed = [d for d in ship.ship(connections, made, on_delivery=tell_node) if d.error]
+    failed = [d for d in ship.ship(connections, made, base=base, on_delivery=tell_node) if d.error]
     if failed:
         reasons = "; ".join(f"{d.node}: {d.error.message}" for d in failed if d.error)
         raise BarekuError(

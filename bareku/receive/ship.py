@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bareku.errors import BarekuError
+from bareku.receive import delta
 from bareku.receive.slug import Slug
 
 if TYPE_CHECKING:
@@ -145,38 +146,74 @@ def ship(
     connections: Sequence[Connection],
     slug: Slug,
     *,
+    base: Slug | None = None,
     on_delivery: Callable[[Delivery], None] | None = None,
 ) -> list[Delivery]:
     """Bring a slug to all nodes at once; a node that has it gets nothing.
 
+    A node that has `base`, the slug before, gets the difference when that is worth it.
     `on_delivery` hears each node as it is done, from a thread. The answer is in the order of
     `connections`; look at each one's `error`.
     """
 
     def deliver(connection: Connection) -> Delivery:
-        delivery = _deliver(connection, slug)
+        delivery = _deliver(connection, slug, lacking[connection], difference)
         if on_delivery:
             on_delivery(delivery)
         return delivery
 
     if not connections:
         return []
-    with ThreadPoolExecutor(min(len(connections), _MAX_NODES_AT_ONCE)) as pool:
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(min(len(connections), _MAX_NODES_AT_ONCE)))
+        asked = [slug.uuid, base.uuid] if base and base.uuid != slug.uuid else [slug.uuid]
+        answers = pool.map(lambda connection: _lacking(connection, asked), connections)
+        lacking = dict(zip(connections, answers, strict=True))
+        difference = None
+        if base and any(missing == [slug.uuid] for missing in lacking.values()) and len(asked) == 2:
+            path = stack.enter_context(delta.between(base, slug))
+            difference = (base.uuid, path) if path else None
         return list(pool.map(deliver, connections))
 
 
-def _deliver(connection: Connection, slug: Slug) -> Delivery:
+def _lacking(connection: Connection, uuids: Sequence[str]) -> list[str] | BarekuError:
+    try:
+        return connection.call(["have", *uuids]).split()
+    except BarekuError as exc:
+        return exc
+
+
+def _deliver(
+    connection: Connection,
+    slug: Slug,
+    lacking: list[str] | BarekuError,
+    difference: tuple[str, Path] | None,
+) -> Delivery:
     started = time.monotonic()
     sent = 0
     error = None
     try:
-        if connection.call(["have", slug.uuid]).split():
-            argv = ["put", slug.uuid, str(slug.size_bytes), slug.sha256]
-            connection.call(argv, _blocks(slug.path))
-            sent = slug.size_bytes
+        if isinstance(lacking, BarekuError):
+            raise lacking
+        if slug.uuid in lacking:
+            patched = difference if difference and difference[0] not in lacking else None
+            sent = _send(connection, slug, patched)
     except BarekuError as exc:
         error = exc
     return Delivery(connection.node.name, time.monotonic() - started, sent, error)
+
+
+def _send(connection: Connection, slug: Slug, difference: tuple[str, Path] | None) -> int:
+    """Send the difference, and whatever the node has against it, else the whole; bytes sent."""
+    described = [slug.uuid, str(slug.size_bytes), slug.sha256]
+    if difference:
+        base, path = difference
+        size = path.stat().st_size
+        with contextlib.suppress(BarekuError):
+            connection.call(["patch", *described, base, str(size)], _blocks(path))
+            return size
+    connection.call(["put", *described], _blocks(slug.path))
+    return slug.size_bytes
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

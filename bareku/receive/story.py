@@ -58,7 +58,9 @@ def tell(root: Root, app: str, update: Update, transcript: Transcript, *, user: 
             reason=repository.subject(os.environ, root.repository(app), update.new),
         )
         connections = opening.result()
-        nodes.deliver(connections, made, transcript)
+        before = ledger.current(root, app)
+        base = slug.find(root.slugs, before.slug) if before else None
+        nodes.deliver(connections, made, transcript, base=base)
         transcript.step("Set application runtime configuration.")
         console = nodes.Console(transcript, connections, release)
         deploy.begin(root, release, ref=update.ref, console=console)

@@ -126,6 +126,8 @@ def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
         f"put {UUID} 99999999999999 {'0' * 64}",
         f"put {UUID} 10 {'g' * 64}",
         f"put ../{UUID} 10 {'0' * 64}",
+        f"patch {UUID} 10 {'0' * 64} {MISSING} 10",
+        f"patch {UUID} 10 {'0' * 64} ../x 10",
         f"def ../x {UUID}",
         "def chemeo x",
         "logs ../../etc v3.web.1",

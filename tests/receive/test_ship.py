@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bareku.errors import BarekuError
-from bareku.receive import ship
+from bareku.receive import ship, slug
 from bareku.receive.build import Built
 from bareku.receive.ship import NodeAddress
 from bareku.receive.slug import Slug
@@ -196,6 +196,50 @@ def test_a_node_that_fails_is_named_and_the_others_get_theirs(net: Net, tmp_path
     assert errors["dead"] is not None
     assert "on dead: the connection is lost" in errors["dead"].message
     assert (good.slugs / f"{UUID}.sqsh").exists()
+
+
+def two_slugs(folder: Path) -> tuple[Slug, Slug]:
+    """A slug of 6 MB and the next one, with one line changed."""
+    built = Built({}, "", {}, "", "")
+    tree = folder / "tree"
+    (tree / "deps").mkdir(parents=True)
+    for number in range(30):
+        (tree / "deps" / str(number)).write_bytes(os.urandom(200_000))
+    slugs = []
+    for version, uuid in (("1", UUID), ("2", "1" + UUID[1:])):
+        (tree / "app.py").write_text(f"x = {version}\n")
+        slugs.append(slug.pack(tree, folder / "slugs", name=uuid, built=built))
+    return slugs[0], slugs[1]
+
+
+@pytest.mark.slow
+def test_a_node_that_has_the_slug_before_gets_what_differs(net: Net, tmp_path: Path) -> None:
+    old, new = two_slugs(tmp_path)
+    has, has_not = net.add("has"), net.add("hasnot")
+    with net.connect(has) as first, net.connect(has_not) as second:
+        ship.ship([first], old)
+        results = ship.ship([first, second], new, base=old)
+    assert [result.error for result in results] == [None, None]
+    assert results[0].sent_bytes < 100_000
+    assert results[1].sent_bytes == new.size_bytes
+    for node in (has, has_not):
+        assert (node.slugs / f"{new.uuid}.sqsh").read_bytes() == new.path.read_bytes()
+    assert sorted(p.name for p in (tmp_path / "slugs").iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.slow
+def test_a_node_whose_slug_before_is_broken_gets_the_whole(net: Net, tmp_path: Path) -> None:
+    old, new = two_slugs(tmp_path)
+    node = net.add("web1")
+    with net.connect(node) as connection:
+        ship.ship([connection], old)
+        image = node.slugs / f"{old.uuid}.sqsh"
+        image.write_bytes(image.read_bytes()[:-100_000])
+        (result,) = ship.ship([connection], new, base=old)
+    assert result.error is None
+    assert result.sent_bytes == new.size_bytes
+    assert (node.slugs / f"{new.uuid}.sqsh").read_bytes() == new.path.read_bytes()
+    assert sorted(path.name for path in node.slugs.glob(".*")) == []
 
 
 @pytest.mark.slow
