@@ -24,13 +24,17 @@ def delay_before_lock() -> None:
     _replace(LOCK, f"sleep 1.5\n    {LOCK}")
 
 
+def slow_launcher() -> None:
+    _replace(LOCK, f"sleep 0.5\n    {LOCK}")
+
+
 def delay_after_lock() -> None:
     _replace(FLOCK, f"{FLOCK}    sleep 0.15\n")
 
 
 def no_flock() -> None:
     """Mutant: nothing keeps a second launcher out."""
-    _replace(FLOCK, "    sleep 0.15\n")
+    _replace(FLOCK, "    sleep 0.5\n")
 
 
 def parent_writes_pid() -> None:
