@@ -206,7 +206,7 @@ class Handler:
         self._app = app or (lambda _, request: ok(process.encode()))
         self._beats = beats
         self._link = link
-        self._outbox: list[tuple[bytes, bytes]] = []
+        self.outbox: list[tuple[bytes, bytes]] = []
         self._end = threading.Event()
         self.requests: list[Request] = []
         self.heads: list[tuple[bytes, tuple[int, ...]]] = []
@@ -230,7 +230,7 @@ class Handler:
 
     def later(self, kind: Kind, *fields: int, payload: bytes = b"") -> None:
         """From any thread; sent within some milliseconds."""
-        self._outbox.append((encode_head(kind, 1, *fields), payload))
+        self.outbox.append((encode_head(kind, 1, *fields), payload))
 
     def reply(self, number: int, data: bytes, *, end: bool = True) -> None:
         payload = encode_reply(self.welcome["ident"].encode(), [number], data)
@@ -254,8 +254,8 @@ class Handler:
             self.say(Kind.HELLO, payload=msgspec.json.encode(self.hello))
             beat_at = time.monotonic() + 1
             while not self._end.is_set():
-                while self._outbox:
-                    self._socket.send_multipart(list(self._outbox.pop(0)))
+                while self.outbox:
+                    self._socket.send_multipart(list(self.outbox.pop(0)))
                 if self._beats and time.monotonic() > beat_at:
                     beat_at += 1
                     self.say(Kind.BEAT)
