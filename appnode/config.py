@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from bareku import config
+from bareku.curve import Keys, client_keys
 from bareku.errors import BarekuError
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -45,6 +46,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node: str
     frontends: list[str] = []
     mongrel2: list[Mongrel2] = []
+    curve_key: str | None = None
+    curve_frontends: dict[str, str] = {}
     worker: str = "/run/diprocd/worker.json"
     run: str = "/run/bareku"
     capacity: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -67,4 +70,19 @@ def load_config(path: Path) -> Config:
             )
     if len(set(found.frontends)) != len(found.frontends):
         raise BarekuError(f"cannot read {path}: a frontend is there twice")
+    for key in found.curve_frontends:
+        if key not in found.frontends:
+            raise BarekuError(
+                f"cannot read {path}: curve_frontends names {key!r}, no frontend does"
+            )
+    for endpoint in found.frontends:
+        keys_for(found, endpoint)
+    for pair in found.mongrel2:
+        client_keys(None, None, [pair.send_spec, pair.recv_spec])
     return found
+
+
+def keys_for(conf: Config, endpoint: str) -> Keys | None:
+    """The keys for a frontend; BarekuError when it is on another machine and there are none."""
+    server = conf.curve_frontends.get(endpoint)
+    return client_keys(conf.curve_key if server else None, server, [endpoint])

@@ -18,7 +18,7 @@ import msgspec
 import uvloop
 
 from appnode.census import Key, Plan, Process, Worker, plan
-from appnode.config import Config, Mongrel2, load_config
+from appnode.config import Config, Mongrel2, keys_for, load_config
 from appnode.exchange import Exchange, Times
 from appnode.incoming import Incoming
 from appnode.link import Answer, Door, Handler, Link
@@ -78,7 +78,10 @@ class Connector:
         self.stopping = asyncio.Event()
         self.stopped = asyncio.Event()
         self._stop_by = 0.0
-        self._links = [Link(endpoint, on_change=self._changed) for endpoint in conf.frontends]
+        self._links = [
+            Link(endpoint, on_change=self._changed, keys=keys_for(conf, endpoint))
+            for endpoint in conf.frontends
+        ]
         self._routes = Routes()
         self._doors = [self._mongrel2(one) for one in conf.mongrel2]
         self._watch = FileWatch(Path(conf.worker), self._read_worker)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from appnode.dealer import Curve
+from bareku.curve import Keys
 
 BATCH = 200  # messages taken per wake-up, so that the other sockets get their turn
 REOPEN_FIRST_S = 0.05
@@ -47,7 +47,7 @@ class CurveDealer:
     def __init__(
         self,
         endpoint: str,
-        curve: Curve,
+        keys: Keys,
         *,
         on_up: Callable[[], None],
         on_down: Callable[[], None],
@@ -61,7 +61,7 @@ class CurveDealer:
         self._on_up = on_up
         self._on_down = on_down
         self._on_message = on_message
-        self._curve = curve
+        self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -75,9 +75,7 @@ class CurveDealer:
         sock = self._context.socket(zmq.DEALER)
         for option, value in _OPTIONS:
             sock.setsockopt(option, value)
-        sock.curve_publickey = self._curve.public
-        sock.curve_secretkey = self._curve.secret
-        sock.curve_serverkey = self._curve.server
+        self._keys.apply(sock)
         monitor = sock.get_monitor_socket(_EVENTS)
         self._socket, self._monitor = sock, monitor
         self._loop.add_reader(sock.FD, self._drain)

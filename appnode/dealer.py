@@ -33,17 +33,6 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-class Curve:
-    """Keys (Z85) for a frontend on another machine."""
-
-    __slots__ = ("public", "secret", "server")
-
-    def __init__(self, public: bytes, secret: bytes, server: bytes) -> None:
-        self.public = public
-        self.secret = secret
-        self.server = server
-
-
 class _Client(Peer):
     """A peer that may end its own side first, and be kept waiting."""
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from appnode.dealer import Curve, Dealer, Wire
+from appnode.dealer import Dealer, Wire
 from appnode.greeting import BEAT_S, HELLO_AGAIN_S, Event, Say, State, step
 from appnode.incoming import Incoming, parse
+from bareku.curve import Keys
 from bareku.log import event
 from frontend.link import (
     END,
@@ -114,7 +115,7 @@ class Link:
         endpoint: str,
         *,
         on_change: Callable[[], None],
-        curve: Curve | None = None,
+        keys: Keys | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.frontend: str | None = None
@@ -125,7 +126,7 @@ class Link:
         self._answers: dict[int, Answer] = {}
         self._reply_heads: dict[int, tuple[bytes, bytes]] = {}
         self._ticker: asyncio.TimerHandle | None = None
-        self._dealer = self._dial(curve)
+        self._dealer = self._dial(keys)
         self._by_kind: dict[bytes, Callable[[int, tuple[int, ...], bytes], None]] = {
             Kind.REQUEST.value: self._request,
             Kind.BODY.value: self._body,
@@ -138,13 +139,13 @@ class Link:
         }
         self._tick()
 
-    def _dial(self, curve: Curve | None) -> Wire:
+    def _dial(self, keys: Keys | None) -> Wire:
         up, down, message = self._up, self._down, self._message
-        if curve is None:
+        if keys is None:
             return Dealer(self.endpoint, on_up=up, on_down=down, on_message=message)
         from appnode.curve import CurveDealer  # libzmq is only loaded when it is needed
 
-        return CurveDealer(self.endpoint, curve, on_up=up, on_down=down, on_message=message)
+        return CurveDealer(self.endpoint, keys, on_up=up, on_down=down, on_message=message)
 
     # handlers come and go
 

@@ -23,6 +23,7 @@ from appnode.link import Answer, Door, Handler, Link
 from appnode.mongrel2 import Mongrel2Door, Pair
 from appnode.wsgi import Wsgi
 from bareku import log
+from bareku.curve import client_keys
 from bareku.errors import BarekuError
 from bareku.log import event
 from frontend.link import Hello
@@ -90,7 +91,9 @@ class Serve:
             token=environ.get("BAREKU_LINK_TOKEN", ""),
         )
         self._handler = Handler(1, hello, gateway.open)
-        self._links = [Link(endpoint, on_change=self._news.set) for endpoint in options.link]
+        self._links = [
+            Link(endpoint, on_change=self._news.set, keys=options.keys) for endpoint in options.link
+        ]
         for link in self._links:
             link.add(self._handler)
         self._doors = [
@@ -180,6 +183,7 @@ def _pairs(options: argparse.Namespace) -> list[Pair]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, completed by the environment. Raises BarekuError."""
+    environ = os.environ
     parser = argparse.ArgumentParser(prog="bareku-serve", description=__doc__)
     parser.add_argument(
         "app", metavar="MODULE:APP", help="a WSGI or ASGI app, told apart by itself"
@@ -202,6 +206,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--drain", type=float, default=30.0, metavar="SECONDS",
         help="how long TERM waits for requests in flight (default 30)",
     )  # fmt: skip
+    parser.add_argument(
+        "--curve-key", metavar="FILE", default=environ.get("BAREKU_CURVE_KEY"),
+        help="own key pair, for a frontend on another machine; else $BAREKU_CURVE_KEY",
+    )  # fmt: skip
+    parser.add_argument(
+        "--curve-server", metavar="KEY", default=environ.get("BAREKU_CURVE_SERVER"),
+        help="that frontend's public key; else $BAREKU_CURVE_SERVER",
+    )  # fmt: skip
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args(arguments)
     options.link = options.link or _words("BAREKU_LINK")
@@ -211,6 +223,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             f"cannot serve {options.app}: no frontend is known",
             hint="give --link ENDPOINT or set BAREKU_LINK",
         )
+    options.keys = client_keys(options.curve_key, options.curve_server, options.link)
+    client_keys(None, None, [spec for pair in options.mongrel2 for spec in pair])
     if not 1 <= options.threads <= 1000 or not 1 <= options.capacity <= 10_000:
         raise BarekuError("cannot use --threads or --capacity: 1 to 1000 and 1 to 10000")
     return options

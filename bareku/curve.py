@@ -58,7 +58,7 @@ def client_keys(path: str | None, server: str | None, endpoints: Iterable[str]) 
     """The keys of the connecting side, with the server's public key."""
     if path is None or server is None:
         if (path is None) != (server is None):
-            raise BarekuError("cannot use CURVE: own key and master's key must both be given")
+            raise BarekuError("cannot use CURVE: own key and the server's key must both be given")
         _check_local(endpoints)
         return None
     own = load(Path(path))

@@ -244,6 +244,8 @@ def test_second_connector_of_a_run_folder_does_not_start(rig: Any) -> None:
         ("node: web1\nfrontends: [http://x]\n", "'http://x' is not the endpoint of a frontend"),
         ("node: web1\nfrontends: [ipc://x, ipc://x]\n", "twice"),
         ("node: web1\nfrontends: [ipc://x]\ntimeouts: {connect_s: 0}\n", "connect_s"),
+        ("node: web1\nfrontends: [tcp://192.0.2.1:1]\n", "no CURVE keys are configured"),
+        ("node: web1\nfrontends: [ipc://x]\ncurve_frontends: {ipc://y: k}\n", "names 'ipc://y'"),
         (": :", "cannot read"),
         (None, "No such file"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from bareku import curve
 from tests.appnode.load import Load
 from tests.frontend.rig import Frontend, read_response, route, until
 
@@ -287,3 +288,33 @@ def test_bytes_come_back_as_they_were_sent(shop: Shop) -> None:
     status, back = shop.frontend.get("/echo", "PUT", body)
     assert status == 200
     assert hashlib.sha256(back).digest() == hashlib.sha256(body).digest()
+
+
+def test_connector_reaches_a_frontend_with_curve_and_finds_it_again(
+    rig: Any, tmp_path: Path
+) -> None:
+    server, own = curve.make(tmp_path / "front.key"), curve.make(tmp_path / "node.key")
+    frontend = Frontend(
+        tmp_path / "front",
+        [route(token="s3cret")],
+        curve_key=str(tmp_path / "front.key"),
+        link_curve={"web1": own.public},
+    ).start()
+    link = f"tcp://{frontend.status()['link']}"
+    app = rig.app()
+    connector = rig.connector(
+        Link(link), curve_key=str(tmp_path / "node.key"), curve_frontends={link: server.public}
+    )
+    connector.runs(app.entry)
+    try:
+        assert frontend.get("/") == (200, b"Hello, world\n")
+        data = os.urandom(MIB)
+        assert frontend.get("/echo", "POST", data) == (200, data)
+        frontend.stop()
+        fixed = {**frontend.config, "link": link}
+        (frontend.folder / "frontend.yml").write_text(json.dumps(fixed))
+        frontend.start()
+        assert frontend.get("/") == (200, b"Hello, world\n")
+    finally:
+        connector.kill()
+        frontend.close()
