@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
+from ipaddress import ip_address, ip_network
 from typing import Protocol, cast
 
 from frontend.exchange import Exchange, Request
-from frontend.http import Chunked, Head, HttpError, Limits, check_start, page, parse_head
+from frontend.http import Block, Chunked, Head, HttpError, Limits, check_start, page, parse_head
 from frontend.link import INLINE
 from frontend.mongrel2 import encode_pair
 from frontend.pages import Pages
@@ -65,7 +66,15 @@ class Listener:
         self.id_field = exchange.config.request_id
         self.id_start = f"{self.id_field}: ".encode()
         self.ids = 0
+        self.trusted = [ip_network(text) for text in exchange.config.trusted_proxies]
         self._lines: dict[str, bytes] = {}
+
+    def trusts(self, remote: str) -> bool:
+        """Whether this address may say for whom it speaks."""
+        if not self.trusted:
+            return False
+        address = ip_address(remote.partition("%")[0])
+        return any(address in network for network in self.trusted)
 
     def lines(self, remote: str) -> bytes:
         """`facts` as tnetstring pairs; the same object for all connections of an address."""
@@ -270,6 +279,9 @@ class Connection(asyncio.Protocol):
             shared.ids += 1
             id = f"{shared.id_prefix}{shared.ids:08x}"
         lines = self._lines
+        if shared.trusted and shared.trusts(self.remote):
+            known = behind(self.remote, shared.scheme, shared.port, head.block)
+            lines = b"".join(encode_pair(*item) for item in known.items())
         if shared.id_field:
             text = id.encode()
             lines = b"%b12:x-request-id,%d:%b," % (lines, len(text), text)
@@ -354,7 +366,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def said(self) -> dict[str, str]:
-        return facts(self.remote, self._shared.scheme, self._shared.port)
+        shared = self._shared
+        if shared.trusts(self.remote) and self.request is not None:
+            return behind(self.remote, shared.scheme, shared.port, self.request.head.block)
+        return facts(self.remote, shared.scheme, shared.port)
 
     def is_writable(self) -> bool:
         return self._writable
@@ -553,3 +568,12 @@ def facts(remote: str, scheme: str, port: int) -> dict[str, str]:
         "x-forwarded-port": str(port),
         "forwarded": f"for={node};proto={scheme}",
     }
+
+
+def behind(remote: str, scheme: str, port: int, block: Block) -> dict[str, str]:
+    """The same when the client is a proxy that is trusted: its own words, continued."""
+    known = facts(remote, block.forwarded_proto or scheme, port)
+    if block.forwarded_for:
+        known["x-forwarded-for"] = f"{block.forwarded_for}, {remote}"
+    known["x-forwarded-proto"] = known["URL_SCHEME"]
+    return known

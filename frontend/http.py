@@ -88,7 +88,7 @@ class Block:
     """
 
     __slots__ = (
-        "all_pairs", "close", "expects", "fields", "forwarded_for", "host", "is_chunked", "is_upgrade",
+        "all_pairs", "close", "expects", "fields", "forwarded_for", "forwarded_proto", "host", "is_chunked", "is_upgrade",
         "keep_alive", "length", "log_tail", "pairs", "referer", "request_id", "upgrade", "upgrade_pairs",
         "user_agent", "websocket_key",
     )  # fmt: skip
@@ -110,6 +110,7 @@ class Block:
         self.websocket_key = ""
         self.request_id = ""
         self.forwarded_for = ""
+        self.forwarded_proto = ""
         self.referer = ""
         self.user_agent = ""
 
@@ -310,6 +311,8 @@ def _read(fields: list[tuple[str, str]]) -> Block:
     request_id = found.get("x-request-id", [""])[0]
     block.request_id = request_id if _REQUEST_ID.fullmatch(request_id) else ""
     block.forwarded_for = ", ".join(found.get("x-forwarded-for", []))
+    proto = found.get("x-forwarded-proto", [""])[0].lower()
+    block.forwarded_proto = proto if proto in ("http", "https") else ""
     block.referer = found.get("referer", [""])[0]
     block.user_agent = found.get("user-agent", [""])[0]
     _prepare(block, found, tokens)

@@ -26,7 +26,7 @@ BOUNDS_S = (
 )
 
 COUNTERS = (
-    "accepted", "rejected_heads", "no_route", "retried", "refused", "lost", "failed", "cancelled",
+    "rejected_heads", "no_route", "retried", "refused", "lost", "failed", "cancelled",
     "hold_overflow", "hold_timeout", "first_byte_timeout", "bad_replies", "stray_replies",
     "rejected_hellos", "handlers_joined", "handlers_gone", "bad_frames", "bad_updates",
     "log_lines_dropped",

@@ -15,6 +15,7 @@ import ssl
 import sys
 import time
 import uuid
+from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
@@ -403,6 +404,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = load(args.config, Config)
+        for network in config.trusted_proxies:
+            check_network(network)
         if args.check_config:
             print(f"{args.config} is fine.")
             return
@@ -412,6 +415,14 @@ def main() -> None:
     except BarekuError as exc:
         sys.stderr.write(f"error: {exc.message}\n" + (f"hint: {exc.hint}\n" if exc.hint else ""))
         sys.exit(exc.exit_code)
+
+
+def check_network(text: str) -> None:
+    """Raise BarekuError when it is none."""
+    try:
+        ip_network(text)
+    except ValueError as exc:
+        raise BarekuError(f"cannot trust {text!r}: {exc}", hint="write it as 10.0.0.0/8") from exc
 
 
 async def _serve(config: Config, name: str) -> None:

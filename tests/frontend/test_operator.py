@@ -284,3 +284,19 @@ def test_check_config_names_the_nearest_key(tmp_path: Any) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("trusted", "told"), [("127.0.0.0/8", "10.1.2.3, 127.0.0.1"), ("10.0.0.0/8", "127.0.0.1")]
+)
+def test_only_a_trusted_proxy_says_for_whom_it_speaks(
+    trusted: str, told: str, start: Start, serve: Serve
+) -> None:
+    frontend = start(trusted_proxies=[trusted])
+    handler = serve(frontend)
+    frontend.get(X_Forwarded_For="10.1.2.3", X_Forwarded_Proto="https", X_Real_IP="6.6.6.6")
+    request = handler.requests[0]
+    assert request.header("x-forwarded-for") == told
+    assert request.header("x-forwarded-proto") == ("https" if "," in told else "http")
+    assert request.header("REMOTE_ADDR") == "127.0.0.1"
+    assert request.header("x-real-ip") is None
