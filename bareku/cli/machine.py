@@ -23,6 +23,7 @@ class Daemon:
     name: str
     argv: tuple[str, ...]
     address: str = ""  # host:port whose socket the parent keeps open for it
+    endpoints: tuple[str, ...] = ()  # ZeroMQ endpoints that it binds itself
 
 
 def daemons(root: Root, settings: Settings) -> list[Daemon]:
@@ -38,6 +39,7 @@ def daemons(root: Root, settings: Settings) -> list[Daemon]:
         Daemon(
             "diprocd/master",
             (*python, "-m", "diprocd.main", "master", "--config", str(root.desired)),
+            endpoints=(settings.updates, settings.stats),
         ),
         Daemon("diprocd/client", (*python, "-m", "diprocd.main", "client", "--config", node)),
         Daemon("diprocd/worker", (*python, "-m", "diprocd.main", "worker", "--config", node)),
@@ -45,6 +47,7 @@ def daemons(root: Root, settings: Settings) -> list[Daemon]:
             "frontend",
             (*python, "-m", "frontend.server", "--config", str(root.frontend / "frontend.yml")),
             settings.http,
+            endpoints=(settings.link,),
         ),
         Daemon(
             "handler",

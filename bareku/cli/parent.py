@@ -74,6 +74,7 @@ class Parent:
         """
         presence = Presence(self.root.run, "up")
         wakeup = _signals()
+        keep_apps = True  # a start that fails leaves the apps as they were
         try:
             self.children = [self._child(daemon) for daemon in self._daemons()]
             machine.prepare(self.root, self.settings)
@@ -87,16 +88,16 @@ class Parent:
             presence.write("ok")
             say("")
             ending = self._watch(wakeup, presence)
-            self.keep_apps = self.keep_apps or ending == signal.SIGUSR1
+            keep_apps = self.keep_apps or ending == signal.SIGUSR1
         finally:
-            self.stop()
+            self._stop(keep_apps)
             presence.close()
             presence.status_path.unlink(missing_ok=True)
 
-    def stop(self) -> None:
+    def _stop(self, keep_apps: bool) -> None:
         """End the daemons and, unless they are to be kept, the apps."""
         running = {c.daemon.name: c.pid for c in self.children if c.is_running}
-        stop_all(self.root, running, keep_apps=self.keep_apps)
+        stop_all(self.root, running, keep_apps=keep_apps)
         for child in self.children:
             if child.listener:
                 child.listener.close()
@@ -115,9 +116,13 @@ class Parent:
             child.pid = pid
             child.pidfd = os.pidfd_open(pid)
             child.started_s = time.monotonic()
-        elif daemon.address:
+            return child
+        if daemon.address:
             host, port = address(daemon.address)
             child.listener = listen.bind(host, port, what=daemon.name)
+        for endpoint in daemon.endpoints:
+            host, port = address(endpoint.removeprefix("tcp://"))
+            listen.bind(host, port, what=daemon.name).close()  # only to see that it is free
         return child
 
     def _start(self, child: Child) -> None:

@@ -7,14 +7,19 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+from bareku import settings
+from bareku.paths import Root
+from bareku.settings import Settings
 from tests.platform.rig import TOP, Bareku, Repository, Visitor, await_until
 
 pytestmark = pytest.mark.slow
@@ -356,12 +361,26 @@ def test_second_up_says_that_it_is_up(bareku: Bareku) -> None:
     assert "already up" in done.stderr
 
 
-def test_taken_port_is_named_with_its_holder(bareku: Bareku, tmp_path: Path) -> None:
-    taken = bareku.settings.http
-    other = Bareku(type(bareku.root)(tmp_path))
-    done = other.run("up", "--free-ports", "--http", taken, check=False)
+@pytest.mark.parametrize(
+    ("key", "daemon"),
+    [("http", "frontend"), ("ssh", "door"), ("stats", "diprocd/master"), ("link", "frontend")],
+)
+def test_taken_port_is_named_with_its_holder(
+    bareku: Bareku, tmp_path: Path, key: str, daemon: str
+) -> None:
+    taken = getattr(bareku.settings, key)
+    free = Settings(
+        http="127.0.0.1:19981",
+        ssh="127.0.0.1:19982",
+        link="tcp://127.0.0.1:19983",
+        updates="tcp://127.0.0.1:19984",
+        stats="tcp://127.0.0.1:19985",
+    )
+    settings.create(Root(tmp_path), msgspec.structs.replace(free, **{key: taken}))
+    done = Bareku(Root(tmp_path)).run("up", check=False)
     assert done.returncode == 1
-    assert f"cannot listen on {taken} for frontend: the port is taken by " in done.stderr
+    where = taken.removeprefix("tcp://")
+    assert f"cannot listen on {where} for {daemon}: the port is taken by " in done.stderr
     assert "(pid " in done.stderr
     assert not list(tmp_path.glob("run/diprocd/*.json"))
 
@@ -399,6 +418,24 @@ def test_next_up_takes_over_daemons_whose_parent_was_killed(
             lambda: bareku.pid("diprocd/worker") not in {0, now["diprocd/worker"]}, 3, "restarted"
         )
     assert visitor.failures == []
+
+
+def test_start_that_fails_leaves_the_kept_apps_alone(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    repository = new_repository("kept")
+    repository.commit(plain("kept"))
+    repository.push()
+    [before] = bareku.processes("kept")
+    bareku.run("down", "--keep-apps")
+    host, port = settings.address(bareku.settings.http)
+    with socket.create_server((host, port)):
+        done = bareku.run("up", check=False)
+    assert "the port is taken by" in done.stderr
+    assert psutil.pid_exists(before["pid"])
+    bareku.run("up", "--detach")
+    await_until(lambda: bareku.get("kept") == (200, "kept"), 10, "the page again")
+    assert [p["pid"] for p in bareku.processes("kept")] == [before["pid"]]
 
 
 def test_sample_app_is_what_script_up_pushes() -> None:
