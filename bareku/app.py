@@ -33,6 +33,7 @@ class AppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     grace_s: Timeout = 10.0
     memory_bytes: Annotated[int, Meta(ge=2**20)] | None = None
     user: str = "nobody"
+    keep_releases: Annotated[int, Meta(ge=1, le=1000)] = 10
 
 
 class Release(Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from bareku.app import Release
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
 from bareku.paths import Root
-from bareku.receive import deploy, ledger, lock, nodes, ship, slug
+from bareku.receive import deploy, ledger, lock, nodes, slug
 from bareku.receive.slug import Slug
 from bareku.receive.transcript import Transcript
 
@@ -61,10 +61,11 @@ def make(root: Root, app: str, plan: Plan, *, user: str, reason: str, out: Trans
             created_by=user,
             reason=reason,
         )
-        with _shipped(root, now, release, out) as console:
-            deploy.begin(root, release, ref="", console=console, run_command=False)
-        for path, data in change.files.items():
-            write_atomic(path, data, mode=0o600 if path.suffix == ".env" else 0o644)
+        with deploy.taken_back_on_error(root, app):
+            with _shipped(root, now, release, out) as console:
+                deploy.begin(root, release, ref="", console=console, run_command=False)
+            for path, data in change.files.items():
+                write_atomic(path, data, mode=0o600 if path.suffix == ".env" else 0o644)
         deploy.settle(root, app)
     return release
 
@@ -169,5 +170,4 @@ def _shipped(
         connections = opening.result()
         nodes.deliver(connections, made, out)
         yield nodes.Console(out, connections, release)
-        for connection in connections:
-            ship.run(connection, ["def", release.app, release.slug])
+        nodes.define(connections, release.app, release.slug)

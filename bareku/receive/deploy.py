@@ -8,6 +8,7 @@ disk says which of the two `settle` shall do.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from bareku.daemon import is_fresh
 from bareku.errors import BarekuError
 from bareku.paths import Root
 from bareku.receive import desired, journal, ledger, observe
+from bareku.receive.failpoint import reached
 from bareku.receive.journal import Entry, Phase
 from bareku.receive.observe import Broken
 from bareku.receive.repository import resolve
@@ -56,17 +58,23 @@ def begin(
         ref=ref,
         commit=release.commit,
     )
-    ledger.write(root, release)
     try:
+        ledger.write(root, release)
+        reached("recorded")
         journal.write(root, entry)
+        reached("opened")
         desired.publish(root)
+        reached("started")
         if is_prepared:
             _run_command(root, release, console)
             journal.write(root, msgspec.structs.replace(entry, phase=Phase.CHECKING))
             desired.publish(root)
         _wait_until_ready(root, release, console)
+        reached("ready")
         journal.write(root, msgspec.structs.replace(entry, phase=Phase.SWITCHED))
+        reached("switched")
         _wait_until_switched(root, desired.publish(root))
+        reached("routed")
     except BaseException:
         take_back(root, entry)
         raise
@@ -84,18 +92,35 @@ def require_master(root: Root) -> None:
 def settle(root: Root, app: str) -> None:
     """End a deploy that is no longer worked on: commit it if git took the push, else take it back.
 
-    Call it with the app's lock held. Does nothing when no deploy is open.
+    Call it with the app's lock held. Without an open deploy it only clears what a kill left: a
+    manifest that never ran, a desired state that was not written any more.
     """
     entry = journal.read(root, app)
     if entry is None:
+        ledger.forget_unborn(root, app)
+        desired.publish(root)
         return
     is_taken = not entry.ref or resolve(root.repository(app), entry.ref) == entry.commit
     if entry.phase is Phase.SWITCHED and is_taken:
+        reached("moved")
         ledger.make_current(root, ledger.load(root, app, entry.release))
+        reached("current")
         journal.clear(root, app)
+        reached("closed")
         desired.publish(root)
     else:
         take_back(root, entry)
+
+
+@contextlib.contextmanager
+def taken_back_on_error(root: Root, app: str) -> Iterator[None]:
+    """Take an open deploy back when what follows it fails."""
+    try:
+        yield
+    except BaseException:
+        if entry := journal.read(root, app):
+            take_back(root, entry)
+        raise
 
 
 def take_back(root: Root, entry: Entry) -> None:

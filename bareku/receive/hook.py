@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from bareku import app as apps
@@ -17,8 +16,6 @@ from bareku.errors import BarekuError
 from bareku.paths import Root
 from bareku.receive import lock, push
 from bareku.receive.transcript import Transcript
-
-GIT_ENDS_S = 600.0  # after the hook git only moves refs; then it exits
 
 
 def main() -> None:
@@ -61,15 +58,13 @@ def pre_receive(root: Root, app: str, updates: list[push.Update], transcript: Tr
     if update is None:
         return
 
-    from bareku.receive import (
-        deploy,
-        story,
-    )  # loads msgspec, dulwich and the rest only for a deploy
-
     user = os.environ.get("BAREKU_USER", "-")
-    with lock.held(root, app, f"{user} is deploying {app}", transcript.step) as fd:
+    with lock.held(root, app, f"{user} is deploying {app}", transcript.step):
+        leave_janitor(root, app)
+
+        from bareku.receive import story  # the rest of Bareku is loaded only for a deploy
+
         story.tell(root, app, update, transcript, user=user)
-        keep_lock_until_git_ends(fd, lambda: deploy.settle(root, app))
 
 
 def post_receive(root: Root, app: str) -> None:
@@ -79,15 +74,18 @@ def post_receive(root: Root, app: str) -> None:
     deploy.settle(root, app)
 
 
-def keep_lock_until_git_ends(fd: int, settle: Callable[[], None]) -> None:
-    """Leave a child behind that holds the lock `fd` until git has moved the ref, then settles.
+def leave_janitor(root: Root, app: str) -> None:
+    """Leave a child that holds the app's lock until this hook and git have ended, then settles.
 
-    Without it the next push could deploy in the moment between this hook and the ref. The child
-    has no terminal and no pipe of the pusher's, so git does not wait for it.
+    Without it the next push could deploy in the moment between the hook and the ref, and a deploy
+    whose hook was killed would stay open. The child has no pipe of the pusher's, so git does not
+    wait for it; it is forked before there are threads or connections.
     """
-    git = os.pidfd_open(os.getppid())
+    hook = os.getpid()
+    running = {os.pidfd_open(pid) for pid in (hook, os.getppid())}
     if os.fork():
-        os.close(git)
+        for fd in running:
+            os.close(fd)
         return
     status = 1
     try:
@@ -95,8 +93,13 @@ def keep_lock_until_git_ends(fd: int, settle: Callable[[], None]) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        select.select([git], [], [], GIT_ENDS_S)
-        settle()
+        os.environ.pop("BAREKU_FAIL", None)  # it is the hook that shall break
+        while running:
+            running -= set(select.select(list(running), [], [])[0])
+
+        from bareku.receive import deploy
+
+        deploy.settle(root, app)
         status = 0
     finally:
         os._exit(status)

@@ -66,6 +66,14 @@ def forget(root: Root, app: str, number: int) -> None:
     _manifest(root, app, number).unlink(missing_ok=True)
 
 
+def forget_unborn(root: Root, app: str) -> None:
+    """Remove the manifests of releases that never became current."""
+    now = current_number(root, app) or 0
+    for path in (root.releases / app).glob("*.json"):
+        if path.stem.isdigit() and int(path.stem) > now:
+            path.unlink()
+
+
 def make_current(root: Root, release: Release) -> None:
     """Commit: append the note's line (version, commit, time, slug, user), then move the number.
 

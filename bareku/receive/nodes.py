@@ -55,6 +55,12 @@ def deliver(
         )
 
 
+def define(connections: list[Connection], app: str, uuid: str) -> None:
+    """Note on the nodes which slug is the app's now."""
+    for connection in connections:
+        ship.run(connection, ["def", app, uuid])
+
+
 @dataclass(frozen=True, slots=True)
 class Console:
     """The deploy's view of the pusher and of the nodes' logs."""

@@ -15,8 +15,20 @@ from bareku import settings as settings_file
 from bareku.app import AppSettings, Release
 from bareku.errors import BarekuError
 from bareku.paths import Root
-from bareku.receive import build, buildpack, checkout, deploy, ledger, nodes, repository, ship, slug
+from bareku.receive import (
+    build,
+    buildpack,
+    checkout,
+    collect,
+    deploy,
+    ledger,
+    nodes,
+    repository,
+    ship,
+    slug,
+)
 from bareku.receive.checkout import Tree
+from bareku.receive.failpoint import reached
 from bareku.receive.push import ZERO, Update
 from bareku.receive.slug import Slug
 from bareku.receive.transcript import Transcript
@@ -37,6 +49,7 @@ def tell(root: Root, app: str, update: Update, transcript: Transcript, *, user: 
     env = apps.load_env(root, app)
     with nodes.connecting(root, settings) as opening, _scratch(root, app) as tree:
         exported = checkout.export(root.repository(app), update.new, tree, os.environ)
+        reached("exported")
         made = _slug(root, app, tree, exported, options, env, update.new, transcript)
         release = Release(
             app=app,
@@ -57,15 +70,22 @@ def tell(root: Root, app: str, update: Update, transcript: Transcript, *, user: 
             created_by=user,
             reason=repository.subject(os.environ, root.repository(app), update.new),
         )
+        reached("built")
         connections = opening.result()
         before = ledger.current(root, app)
         base = slug.find(root.slugs, before.slug) if before else None
         nodes.deliver(connections, made, transcript, base=base)
+        reached("shipped")
         transcript.step("Set application runtime configuration.")
         console = nodes.Console(transcript, connections, release)
         deploy.begin(root, release, ref=update.ref, console=console)
-        for connection in connections:
-            ship.run(connection, ["def", app, made.uuid])
+        with deploy.taken_back_on_error(root, app):
+            nodes.define(connections, app, made.uuid)
+            reached("defined")
+            kept = collect.needed(root)
+            for connection in connections:
+                ship.run(connection, ["collect", *sorted(kept)])
+            collect.collect(root)
     transcript.fact(f"Application version: {release.number}")
     for kind, count in sorted(release.formation.items(), key=lambda item: item[0] != "web"):
         transcript.fact(f"Scale {kind} to {count} {'process' if count == 1 else 'processes'}.")
@@ -73,6 +93,8 @@ def tell(root: Root, app: str, update: Update, transcript: Transcript, *, user: 
     transcript.detail(settings.url(app))
     transcript.detail(f"to go back: git revert --no-edit HEAD && git push bareku {options.branch}")
     transcript.close()
+    with deploy.taken_back_on_error(root, app):
+        reached("accepted")
 
 
 def _check_ref(root: Root, app: str, update: Update) -> None:
