@@ -165,14 +165,19 @@ def ship(
     if not connections:
         return []
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(min(len(connections), _MAX_NODES_AT_ONCE)))
+        pool = stack.enter_context(
+            ThreadPoolExecutor(1 + min(len(connections), _MAX_NODES_AT_ONCE))
+        )
         asked = [slug.uuid, base.uuid] if base and base.uuid != slug.uuid else [slug.uuid]
+        making = None  # while the nodes say what they lack
+        if base and base.uuid != slug.uuid:
+            making = pool.submit(lambda: stack.enter_context(delta.between(base, slug)))
         answers = pool.map(lambda connection: _lacking(connection, asked), connections)
         lacking = dict(zip(connections, answers, strict=True))
         difference = None
-        if base and any(missing == [slug.uuid] for missing in lacking.values()) and len(asked) == 2:
-            path = stack.enter_context(delta.between(base, slug))
-            difference = (base.uuid, path) if path else None
+        if path := making.result() if making else None:
+            assert base is not None
+            difference = (base.uuid, path)
         return list(pool.map(deliver, connections))
 
 

@@ -62,8 +62,9 @@ lend() {
 }
 
 make_venv() {
-    if command -v uv >/dev/null; then
-        uv venv --quiet --relocatable --python "$python" .venv || fail "cannot make a virtualenv with $python"
+    if command -v uv >/dev/null; then # which reads that its programs shall find the venv by their own place
+        "$python" -m venv --without-pip .venv || fail "cannot make a virtualenv with $python"
+        echo "relocatable = true" >>.venv/pyvenv.cfg
     else
         "$python" -m venv .venv || fail "cannot make a virtualenv with $python: is the package python3-venv installed?"
     fi
