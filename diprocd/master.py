@@ -83,6 +83,7 @@ class Master:
         self._fronts: dict[str, Peer] = {}
         self._strangers: dict[str, float] = {}
         self._conflict: str | None = None
+        self._outage_s: float | None = None  # when most nodes were lost: the others may yet return
         self._started_s = time.monotonic()
         self._beat_seq = 0
         self._hub: Hub | None = None
@@ -219,8 +220,11 @@ class Master:
         timing = self._desired.timing
         states = {name: peer.state for name, peer in self._peers.items()}
         is_outage = health.is_mass_outage(states.values())
+        if is_outage:
+            self._outage_s = now_s
+        is_clear = self._outage_s is None or now_s - self._outage_s >= timing.lost_s
         gone = frozenset(
-            name for name, state in states.items() if state is NodeState.LOST and not is_outage
+            name for name, state in states.items() if state is NodeState.LOST and is_clear
         )
         hosts = {}
         for name, node in self._desired.nodes.items():
@@ -470,6 +474,12 @@ class Master:
                 is_changed = is_changed or is_settled
         if self._is_taking_over and now_s - self._started_s > timing.lost_s:
             self._is_taking_over = False
+        if self._outage_s is not None:
+            if self._is_outage():
+                self._outage_s = now_s
+            elif now_s - self._outage_s >= timing.lost_s:
+                self._outage_s = None
+                is_changed = True
         if is_changed:
             self._plan_soon()
 

@@ -243,7 +243,8 @@ class Worker:
             Present(one.process.id, one.gen, one.state, one.process.exclusive)
             for one in self._instances.values()
         ]
-        decided = plan(desired, present, has_lease=self._has_lease())
+        self._had_lease = self._has_lease()
+        decided = plan(desired, present, has_lease=self._had_lease)
         for key in decided.want - self._instances.keys():
             process, gen = self._wanted[key[0]]
             self._instances[key] = Instance(self, process, gen)
@@ -275,7 +276,6 @@ class Worker:
     def _look_at_lease(self) -> None:
         has = self._has_lease()
         if has != self._had_lease:
-            self._had_lease = has
             log.warning(event("lease found" if has else "lease lost"))
             self.reconcile_soon()
             self._write_soon()

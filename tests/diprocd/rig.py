@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +19,18 @@ SLEEP = ["sleep", "1000"]
 PROGRAM = [sys.executable, "-m", "diprocd.main"]
 
 
-def wait(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "") -> Any:
+def wait(
+    condition: Callable[[], Any], timeout_s: float = 10.0, what: str | Callable[[], object] = ""
+) -> Any:
     """Poll until `condition` gives something true; that."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
+        if time.monotonic() >= deadline:
+            text = what() if callable(what) else what
+            raise AssertionError(f"not within {timeout_s} s: {text or condition}")
         time.sleep(0.01)
 
 
@@ -160,7 +166,7 @@ class Node:
             one = self.process(id_)
             return one if one and all(one[key] == value for key, value in fields.items()) else None
 
-        return wait(fits, timeout_s, f"{id_} {fields}; now {self.process(id_)}\n{self.log()}")
+        return wait(fits, timeout_s, f"{id_} {fields}; now {self.process(id_)}")
 
     def wait_ready(self, count: int, timeout_s: float = 15) -> dict[str, dict[str, Any]]:
         """Wait until exactly `count` processes are there and all are ready."""
@@ -273,3 +279,62 @@ class Cluster:
                 one.kill()
         for node in self.nodes.values():
             node.end()
+
+
+class Wire:
+    """A TCP connection's way that can be cut: packets vanish, nobody is told."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.removeprefix("tcp://").split(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._is_cut = self._is_closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        self._is_cut = True
+
+    def heal(self) -> None:
+        self._is_cut = False
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._thread.join()
+        for end in (self._listener, *self._pairs):
+            end.close()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            if self._is_cut:
+                time.sleep(0.01)
+                continue
+            readable, _, _ = select.select([self._listener, *self._pairs], [], [], 0.02)
+            for end in readable:
+                if end is self._listener:
+                    self._join(self._listener.accept()[0])
+                elif end in self._pairs:
+                    self._pass(end)
+
+    def _join(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(self._target, 1)
+        except OSError:
+            near.close()
+            return
+        self._pairs[near], self._pairs[far] = far, near
+
+    def _pass(self, end: socket.socket) -> None:
+        other = self._pairs[end]
+        try:
+            data = end.recv(65536)
+            if data:
+                other.sendall(data)
+                return
+        except OSError:
+            pass
+        for one in (end, other):
+            del self._pairs[one]
+            one.close()
