@@ -40,6 +40,17 @@ HEARTBEAT_MS = 1000
 HEARTBEAT_TIMEOUT_MS = 3000
 
 
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """What of the worker's status goes to the master."""
+
+    epoch: int = 0
+    applied: int = 0
+    error: str | None = None
+    processes: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+    isolation: dict[str, Any] = {}
+
+
 class Client:
     """One run of the client daemon."""
 
@@ -68,7 +79,7 @@ class Client:
         self._heard_at_s: float | None = None
         self._opened_at_s = 0.0
         self._is_up = False
-        self._worker: dict[str, Any] = {}
+        self._worker = WorkerStatus()
         self._send_timer: Timer | None = None
 
     def run(self) -> None:
@@ -242,14 +253,11 @@ class Client:
         self._send_soon()
 
     def _read_worker(self) -> None:
-        path = self._run / "worker.json"
         try:
-            status = msgspec.json.decode(path.read_bytes())
-            if not isinstance(status, dict):
-                raise TypeError("not an object")
-        except (OSError, msgspec.MsgspecError, TypeError, ValueError):
+            data = (self._run / "worker.json").read_bytes()
+            self._worker = msgspec.json.decode(data, type=WorkerStatus)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return  # the last one stands until the next good one
-        self._worker = status
         self._send_soon()
 
     # to the master
@@ -277,7 +285,7 @@ class Client:
     def _report(self) -> dict[str, object]:
         worker = self._worker
         is_alive = is_fresh(self._run / "worker.json")
-        error = self._error or self._notice or worker.get("error")
+        error = self._error or self._notice or worker.error
         return {
             "p": PROTOCOL,
             "t": "stats",
@@ -288,15 +296,15 @@ class Client:
             "epoch": self._have[0],
             "have": self._have[1],
             "sha256": self._sha256,
-            "applied": worker.get("applied", 0) if worker.get("epoch") == self._have[0] else 0,
+            "applied": worker.applied if worker.epoch == self._have[0] else 0,
             "error": error if is_alive else (error or "the worker does not run"),
             "load": self._load.read(),
             "procs": [
                 {name: value for name, value in one.items() if name != "token"}
-                for one in worker.get("processes", [])
+                for one in worker.processes
             ],
-            "events": worker.get("events", []),
-            "isolation": worker.get("isolation", {}),
+            "events": worker.events,
+            "isolation": worker.isolation,
         }
 
     # own status

@@ -37,8 +37,12 @@ def is_silent(heard_s: float | None, started_s: float, now_s: float, timing: Tim
 
 
 def is_mass_outage(states: Collection[NodeState]) -> bool:
-    """True when more than half of the nodes are lost: then nothing is moved."""
-    return 2 * sum(state is NodeState.LOST for state in states) > len(states)
+    """True when more than half of the nodes are silent and the first of them lost.
+
+    Those that fell silent together are not noticed in the same moment, so suspects count.
+    """
+    silent = [state for state in states if state in {NodeState.LOST, NodeState.SUSPECT}]
+    return NodeState.LOST in silent and 2 * len(silent) > len(states)
 
 
 def is_open(state: NodeState, back_s: float | None, now_s: float, timing: Timing) -> bool:

@@ -89,6 +89,8 @@ class Hub:
         else:
             socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         if keys is not None:
+            if kind == zmq.XPUB:
+                socket.setsockopt(zmq.XPUB_MANUAL, 1)
             keys.apply(socket)
             socket.setsockopt(zmq.ZAP_DOMAIN, b"diprocd")
         socket.bind(endpoint)
@@ -102,11 +104,25 @@ class Hub:
     def _read_subscriptions(self) -> None:
         while not self._updates.closed:
             try:
-                message = self._updates.recv(zmq.NOBLOCK)
+                frame = self._updates.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            message = frame.bytes
+            topic = message[1:]
+            if self._zap is not None and not self._admit(message[:1], topic, frame):
+                continue
             if message[:1] == b"\x01":
-                self._on_subscribe(message[1:])
+                self._on_subscribe(topic)
+
+    def _admit(self, what: bytes, topic: bytes, frame: zmq.Frame) -> bool:
+        """A key opens its own node's documents and the beats, nobody else's (XPUB_MANUAL)."""
+        if what == b"\x00":
+            self._updates.setsockopt(zmq.UNSUBSCRIBE, topic)
+            return False
+        if topic not in {wire.BEAT_TOPIC, own_topic(self._sender(frame) or "")}:
+            return False
+        self._updates.setsockopt(zmq.SUBSCRIBE, topic)
+        return True
 
     def _read_stats(self) -> None:
         for _ in range(BURST):
@@ -145,3 +161,9 @@ class Hub:
                 [b"400", b"unknown key", b""] if name is None else [b"200", b"OK", name.encode()]
             )
             self._zap.send_multipart([b"1.0", parts[1], *answer, b""])
+
+
+def own_topic(sender: str) -> bytes:
+    """The topic of whom a key stands for: `web1`, or `f/front1` for a frontend."""
+    kind, _, name = sender.rpartition("/")
+    return wire.frontend_topic(name) if kind else wire.node_topic(name)

@@ -12,16 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from bareku.files import write_atomic
+from diprocd.spec import Doc
 
 
-class Doc(Struct):
-    """The last document of one node or frontend: its version and what it said."""
-
-    version: int
-    sha256: str
-
-
-class Ledger(Struct):
+class Ledger(Struct, frozen=True):
     """The master's memory."""
 
     format: int = 1

@@ -22,12 +22,12 @@ from bareku.daemon import Presence
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
 from bareku.log import event
-from diprocd import expand, fleet, health, ledger, wire
+from diprocd import expand, fleet, health, ledger, press, wire
 from diprocd.health import NodeState
 from diprocd.hub import Hub
 from diprocd.loop import Loop, Timer, close_on_exec, raise_file_limit
 from diprocd.placement import Host
-from diprocd.spec import Desired, NodeDocument, RouteDocument, encode
+from diprocd.spec import Desired
 from diprocd.watch import LOOK_S, Watcher
 
 log = logging.getLogger("diprocd.master")
@@ -72,12 +72,14 @@ class Master:
         close_on_exec()
         self._ledger_path = ledger.path_beside(path)
         self._ledger = ledger.load(self._ledger_path)
+        self._saved: ledger.Ledger | None = None
+        self._disk_error: str | None = None
         if takeover:
-            self._ledger.epoch += 1
+            self._ledger = msgspec.structs.replace(self._ledger, epoch=self._ledger.epoch + 1)
         self._is_taking_over = takeover
         self._assignment = fleet.Assignment(dict(self._ledger.assign), dict(self._ledger.leaving))
         self._wanted: fleet.Wanted = {}
-        self._bodies: dict[bytes, list[bytes]] = {}
+        self._frames: dict[bytes, list[bytes]] = {}
         self._contents: dict[str, list[str]] = {}
         self._peers: dict[str, Peer] = {}
         self._fronts: dict[str, Peer] = {}
@@ -244,71 +246,52 @@ class Master:
         return hosts, gone
 
     def _publish_changes(self) -> None:
-        desired, book = self._desired, self._ledger
-        fresh: list[bytes] = []
-        shares = fleet.shares(self._wanted, self._assignment, desired.nodes)
-        for name in book.docs.keys() - shares.keys():
-            shares[name] = []  # a node that was taken out is told that it shall run nothing
-        for name, processes in shares.items():
-            known = book.docs.get(name)
-            draft = NodeDocument(
-                cluster=desired.cluster,
-                node=name,
-                epoch=0,
-                version=0,
-                empty=not processes,
-                processes=processes,
-            )
-            content = wire.digest(encode(draft))
-            if known is None or known.sha256 != content:
-                known = ledger.Doc((known.version if known else 0) + 1, content)
-                book.docs[name] = known
-                fresh.append(wire.node_topic(name))
-            topic = wire.node_topic(name)
-            if topic in fresh or topic not in self._bodies:
-                document = msgspec.structs.replace(draft, epoch=book.epoch, version=known.version)
-                self._keep(topic, "desired", known.version, encode(document))
-                self._contents[name] = [one.id for one in processes]
-        for name in desired.frontends:
-            draft_r = RouteDocument(
-                cluster=desired.cluster, frontend=name, epoch=0, version=0, routes=desired.routes
-            )
-            content = wire.digest(encode(draft_r))
-            known = book.frontends.get(name)
-            topic = wire.frontend_topic(name)
-            if known is None or known.sha256 != content:
-                known = ledger.Doc((known.version if known else 0) + 1, content)
-                book.frontends[name] = known
-                fresh.append(topic)
-            if topic in fresh or topic not in self._bodies:
-                route = msgspec.structs.replace(draft_r, epoch=book.epoch, version=known.version)
-                self._keep(topic, "routes", known.version, encode(route))
-        self._remember(is_changed=bool(fresh))
-        for topic in fresh:
+        """Publish what is new, once it is remembered; what cannot be remembered waits."""
+        desired, now = self._desired, self._assignment
+        shares = fleet.shares(self._wanted, now, desired.nodes)
+        made = press.print_edition(
+            desired.cluster,
+            self._ledger.epoch,
+            shares,
+            dict.fromkeys(desired.frontends, desired.routes),
+            self._ledger.docs,
+            self._ledger.frontends,
+            self._frames,
+        )
+        if not self._remember(made):
+            return
+        self._contents = {name: [one.id for one in found] for name, found in shares.items()}
+        self._frames.update(made.frames)
+        for topic in made.fresh:
             self._publish(topic)
 
-    def _keep(self, topic: bytes, kind: str, version: int, body: bytes) -> None:
-        header = wire.Header(
-            t="desired" if kind == "desired" else "routes",
-            epoch=self._ledger.epoch,
-            version=version,
-            sha256=wire.digest(body),
+    def _remember(self, made: press.Edition) -> bool:
+        """Durably, before anything is published: a version never has two contents."""
+        now = self._assignment
+        book = msgspec.structs.replace(
+            self._ledger,
+            assign=dict(now.assign),
+            leaving=dict(now.leaving),
+            docs=made.docs,
+            frontends=made.frontends,
         )
-        self._bodies[topic] = wire.frames(topic, header, body)
-
-    def _remember(self, *, is_changed: bool) -> None:
-        """Durably, before anything is published: a version is never used twice."""
-        book, now = self._ledger, self._assignment
-        if is_changed or book.assign != now.assign or book.leaving != now.leaving:
-            book.assign, book.leaving = dict(now.assign), dict(now.leaving)
+        if book != self._saved:
             try:
                 ledger.save(self._ledger_path, book)
             except OSError as exc:
-                self._error = f"cannot write {self._ledger_path}: {exc.strerror}"
-                log.warning(event("ledger not written", error=self._error))
+                self._disk_error = f"cannot write {self._ledger_path}: {exc.strerror}"
+                log.warning(event("ledger not written", error=self._disk_error))
+                self._write_soon()
+                return False
+            self._saved = book
+        self._ledger = book
+        if self._disk_error:
+            self._disk_error = None
+            self._write_soon()
+        return True
 
     def _publish(self, topic: bytes) -> None:
-        parts = self._bodies.get(topic)
+        parts = self._frames.get(topic)
         if parts is None or self._hub is None or self._conflict:
             return
         found = wire.parse_topic(topic)
@@ -338,7 +321,7 @@ class Master:
     def _subscribed(self, topic: bytes) -> None:
         """A late joiner gets the whole document at once."""
         found = wire.parse_topic(topic)
-        if topic in self._bodies:
+        if topic in self._frames:
             self._publish(topic)
         elif found is not None:
             self._note_stranger("/".join(found))
@@ -406,7 +389,7 @@ class Master:
     ) -> None:
         """Behind: tell again. Ahead: another master is, or was, at work; keep quiet."""
         epoch = self._ledger.epoch
-        parts = self._bodies.get(topic)
+        parts = self._frames.get(topic)
         sha256 = msgspec.json.decode(parts[1], type=wire.Header).sha256 if parts else ""
         has = (stats.epoch, stats.have)
         if has < (epoch, version):
@@ -424,11 +407,11 @@ class Master:
 
     def _raise_epoch(self, seen: int) -> None:
         """Taking over: be newer than whatever anyone holds."""
-        self._ledger.epoch = max(self._ledger.epoch, seen) + 1
-        self._bodies.clear()
-        self._remember(is_changed=True)
+        epoch = max(self._ledger.epoch, seen) + 1
+        self._ledger = msgspec.structs.replace(self._ledger, epoch=epoch)
+        self._frames.clear()
         self._publish_changes()
-        for topic in self._bodies:
+        for topic in self._frames:
             self._publish(topic)
         log.warning(event("epoch raised", epoch=self._ledger.epoch))
 
@@ -480,7 +463,7 @@ class Master:
             elif now_s - self._outage_s >= timing.lost_s:
                 self._outage_s = None
                 is_changed = True
-        if is_changed:
+        if is_changed or self._disk_error:
             self._plan_soon()
 
     def _note_stranger(self, name: str) -> None:
@@ -527,8 +510,8 @@ class Master:
         self._cost_s = self._written_s - begun_s
 
     def _problem(self) -> str | None:
-        if self._error:
-            return self._error
+        if self._error or self._disk_error:
+            return self._error or self._disk_error
         if self._conflict:
             return f"conflict: {self._conflict}"
         if self._is_outage():

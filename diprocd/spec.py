@@ -179,6 +179,13 @@ class RouteDocument(Struct, frozen=True, kw_only=True):
     cluster: str = "bareku"
 
 
+class Doc(Struct, frozen=True):
+    """The last document of one node or frontend: its version and the digest of what it says."""
+
+    version: int
+    sha256: str
+
+
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`diprocd-client.json`: six keys of the 2012 note, then ours; client and worker read it.
 

@@ -46,6 +46,7 @@ def test_node_that_was_never_heard_loses_its_lease_before_it_is_taken_for_lost()
         ([LOST, LOST, UP], True),
         ([LOST, LOST, UP, UP], False),
         ([SUSPECT, SUSPECT, UP], False),
+        ([LOST, SUSPECT, UP], True),
     ],
 )
 def test_more_than_half_of_the_nodes_lost_is_an_outage(

@@ -48,6 +48,7 @@ PURE = {
     "diprocd/health.py",
     "diprocd/lifecycle.py",
     "diprocd/placement.py",
+    "diprocd/press.py",
     "diprocd/reconcile.py",
     "diprocd/spec.py",
     "diprocd/wire.py",
