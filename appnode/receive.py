@@ -78,9 +78,9 @@ def split(command: str) -> list[str]:
 def answer(words: Sequence[str], places: Places, stdin: IO[bytes], stdout: IO[bytes]) -> None:
     """Do what the words ask; raises BarekuError."""
     verb, *arguments = words or [""]
-    if verb not in _VERBS:
-        raise BarekuError(f"cannot serve {verb[:40]!r}: the verbs are {', '.join(_VERBS)}")
-    _VERBS[verb](arguments, places, stdin, stdout)
+    if verb not in VERBS:
+        raise BarekuError(f"cannot serve {verb[:40]!r}: the verbs are {', '.join(VERBS)}")
+    VERBS[verb](arguments, places, stdin, stdout)
 
 
 def _have(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[bytes]) -> None:
@@ -153,7 +153,7 @@ def _verify(arguments: list[str], places: Places, _stdin: IO[bytes], stdout: IO[
     stdout.write(" ".join(store.digest(uuid) for uuid in arguments).encode() + b"\n")
 
 
-_VERBS: Mapping[str, Callable[[list[str], Places, IO[bytes], IO[bytes]], None]] = {
+VERBS: Mapping[str, Callable[[list[str], Places, IO[bytes], IO[bytes]], None]] = {
     "have": _have,
     "put": _put,
     "patch": _patch,

@@ -139,10 +139,13 @@ def test_no_storm_doubles_or_loses_a_process(
 
 @pytest.mark.parametrize("mutant", ["no_flock", "parent_writes_pid"])
 def test_a_mutant_does_not_survive_the_storms(new_node: Callable[[str], Node], mutant: str) -> None:
-    with pytest.raises(BrokenError):
+    def storms() -> None:
         for seed in (1, 2, 3):
             with contextlib.closing(_Ending(new_node(mutant))) as held:
                 Storm(held.node, seed).rage()
+
+    with pytest.raises(BrokenError):
+        storms()
 
 
 class _Ending:
