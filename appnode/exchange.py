@@ -216,7 +216,14 @@ class Exchange:
             self._break(502, str(exc))
             return
         if reader.done:
-            self._finish(out)
+            connection = self._connection
+            if self._held or len(out) > MAX_PIECE or len(out) > self._credit or connection is None:
+                self._finish(out)
+                return
+            self._connection = None
+            connection.release(reusable=reader.keep_alive and self._body_ended)
+            self.is_over = True
+            self._door.reply(self, out, end=True)
             return
         if reader.started:
             self._touch()

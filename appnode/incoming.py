@@ -18,6 +18,14 @@ _SIZES: Final = {b"%d:" % n: n for n in range(10)} | {b"%d" % n: n for n in rang
 _KEPT = 1024  # blocks remembered: one client's headers are the same for each of its requests
 _KEPT_BYTES = 2048
 _REQUEST_ID = b"12:x-request-id,"
+_N = rb"([1-9][0-9]{0,3}|0):"
+_TEXT = rb"([^,\r\n\0]*),"
+# what our frontend says of each request, when nothing in it has a comma
+_OWN = re.compile(
+    _REQUEST_ID + _N + _TEXT + rb"6:METHOD," + _N + _TEXT + rb"7:PATTERN," + _N + _TEXT
+    + rb"(?:5:QUERY," + _N + _TEXT + rb")?3:URI," + _N + _TEXT
+    + rb"7:VERSION,8:(HTTP/1\.[01]),4:PATH," + _N + _TEXT
+)  # fmt: skip
 
 Header = tuple[bytes, bytes]
 
@@ -164,15 +172,48 @@ def _blocks(data: bytes, begin: int, end: int) -> tuple[dict[bytes, bytes], tupl
         front = _remembered(_fronts, data, begin, split)
         begin = split
     server = front.server.copy()
-    headers: list[Header] = []
-    at = _pairs(data, begin, end, server, headers, until_path=True)
-    own = Block({}, headers) if headers else _NONE
+    match = _OWN.match(data, begin, end)
+    own = _own(server, match.groups()) if match is not None else None
+    if own is not None and match is not None:
+        at = match.end()
+    else:
+        headers: list[Header] = []
+        at = _pairs(data, begin, end, server, headers, until_path=True)
+        own = Block({}, headers) if headers else _NONE
     if at == end:
         return server, (front, own)
     back = _remembered(_backs, data, at, end)
     if back.server:
         server |= back.server
     return server, (front, own, back)
+
+
+def _own(server: dict[bytes, bytes], groups: tuple[bytes, ...]) -> Block | None:
+    """The usual pairs, put into `server`; None when a size is not that of its text."""
+    id_size, id, m, method, p, pattern, q, query, u, uri, version, t, path = groups
+    if (
+        int(id_size) != len(id)
+        or int(m) != len(method)
+        or int(p) != len(pattern)
+        or int(u) != len(uri)
+        or int(t) != len(path)
+    ):
+        return None
+    if q is not None:
+        if int(q) != len(query):
+            return None
+        server[b"QUERY"] = query
+    server[b"METHOD"] = method
+    server[b"PATTERN"] = pattern
+    server[b"URI"] = uri
+    server[b"VERSION"] = version
+    server[b"PATH"] = path
+    block = Block.__new__(Block)
+    block.server = {}
+    block.headers = [(b"x-request-id", id)]
+    block.lines = b"x-request-id: %b\r\n" % id
+    block.special = []
+    return block
 
 
 def _remembered(known: dict[bytes, Block], data: bytes, at: int, end: int) -> Block:
@@ -239,6 +280,8 @@ def _size(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _body(data: bytes, at: int) -> bytes:
+    if data[at:] == b"0:,":
+        return b""
     size, start = _size(data, at)
     stop = start + size
     if stop + 1 != len(data) or data[stop] != 44:

@@ -39,6 +39,7 @@ HEADERS: mongrel2.Headers = {
     "x-forwarded-port": "80",
     "x-request-id": "0123456789abcdef",
 }
+TOP = Path(__file__).resolve().parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -114,6 +115,8 @@ class Driver:
             kind, _, fields = link.decode_head(frames[1]) or (b"", 0, ())
             if kind == Kind.BEAT:
                 self._say(Kind.ECHO)
+            elif kind == Kind.HELLO:  # said again after a pause of ours
+                self._say(Kind.WELCOME, b'{"frontend":"bench"}')
             elif kind == Kind.REPLY:
                 number = int(frames[2][6 : frames[2].index(b",")].partition(b":")[2])
                 took.append(time.perf_counter() - started.pop(number))
@@ -172,6 +175,37 @@ def connector(folder: Path, count: int) -> dict[str, float]:
             process.wait()
 
 
+WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "13")])
+    return [b"Hello, world\\n"]
+"""
+ASGI = """
+async def app(scope, receive, send):
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"13")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Hello, world\\n"})
+"""
+
+
+def native(folder: Path, name: str, code: str, count: int) -> dict[str, float]:
+    """An app straight on the link."""
+    (folder / f"{name}_app.py").write_text(code)
+    driver = Driver()
+    environ = {**os.environ, "BAREKU_APP": "shop", "PYTHONPATH": f"{TOP}:{folder}"}
+    serve = subprocess.Popen(
+        [sys.executable, "-P", "-m", "appnode.serve", f"{name}_app:app",
+         "--link", driver.endpoint, "--threads", "64"],
+        stderr=subprocess.DEVNULL, env=environ,
+    )  # fmt: skip
+    try:
+        driver.greet()
+        return measure(name, driver, serve.pid, count)
+    finally:
+        serve.kill()
+        serve.wait()
+
+
 def main() -> None:
     if sys.argv[1:2] == ["app"]:
         uvloop.run(hello())
@@ -179,6 +213,8 @@ def main() -> None:
     count = 5_000 if "--quick" in sys.argv else 50_000
     with tempfile.TemporaryDirectory() as folder:
         figures = connector(Path(folder), count)
+        figures |= native(Path(folder), "wsgi", WSGI, count // 2)
+        figures |= native(Path(folder), "asgi", ASGI, count // 2)
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps(figures) + "\n")
         return
