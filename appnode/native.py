@@ -26,7 +26,7 @@ class Native:
         self._is_granted = False
         self._owed = 0
         self._credit = WINDOW
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     # from the door
 
@@ -39,15 +39,15 @@ class Native:
             self._pieces.append(data)
         if end:
             self.body_ended = True
-        self._news.set()
+        self._wake()
 
     def credit(self, size: int) -> None:
         self._credit += size
-        self._news.set()
+        self._wake()
 
     def cancel(self) -> None:
         self.is_gone = self.is_over = True
-        self._news.set()
+        self._wake()
 
     def abandon(self, why: str) -> None:
         """Never said of an app in this process."""
@@ -57,12 +57,21 @@ class Native:
 
     # for the app
 
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        """Until something is different; there may be two who wait."""
+        if self._waiter is None or self._waiter.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._waiter)
+
     async def read(self) -> bytes:
         """The next piece of the body; empty at its end and when the client has gone."""
         self._grant()
         while not self._pieces and not self.body_ended and not self.is_gone:
-            self._news.clear()
-            await self._news.wait()
+            await self._wait()
         if not self._pieces:
             return b""
         data = self._pieces.popleft()
@@ -91,8 +100,7 @@ class Native:
                 piece, data = data[: self._credit], data[self._credit :]
                 self._credit = 0
                 self.door.reply(self, piece, end=False)
-            self._news.clear()
-            await self._news.wait()
+            await self._wait()
         self._credit -= len(data)
         if end:
             self.is_over = True
@@ -101,8 +109,7 @@ class Native:
 
     async def until_gone(self) -> None:
         while not self.is_over:
-            self._news.clear()
-            await self._news.wait()
+            await self._wait()
 
     def fail(self, status: int, why: str) -> None:
         if not self.is_over:

@@ -35,6 +35,7 @@ class Wsgi:
         self._jobs: SimpleQueue[_Request | None] = SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self.is_many = threads > 1
+        self.change = threading.Condition()  # of any request; few threads wait at a time
         self._threads = [
             threading.Thread(target=self._work, name=f"app-{n}", daemon=True)
             for n in range(threads)
@@ -80,7 +81,7 @@ class _Request(Native):
         self._is_sent = False
         self._is_ended = False
         self._sent_bytes = 0
-        self._change = threading.Condition()
+        self._change = wsgi.change
 
     def start(self) -> None:
         self._wsgi.put(self)
@@ -90,17 +91,17 @@ class _Request(Native):
     def body(self, data: bytes, *, end: bool) -> None:
         with self._change:
             super().body(data, end=end)
-            self._change.notify()
+            self._change.notify_all()
 
     def credit(self, size: int) -> None:
         with self._change:
             self._credit += size
-            self._change.notify()
+            self._change.notify_all()
 
     def cancel(self) -> None:
         with self._change:
             super().cancel()
-            self._change.notify()
+            self._change.notify_all()
 
     # in the app's thread
 
