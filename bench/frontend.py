@@ -235,8 +235,8 @@ class Bench:
         self.frontends.append(frontend)
         return frontend
 
-    def door_b(self) -> Front:
-        frontend = self.frontend("door_b")
+    def door_b(self, name: str = "door_b") -> Front:
+        frontend = self.frontend(name)
         self.me("link", frontend.link)
         frontend.wait_handlers(1)
         return _front(frontend)
@@ -501,7 +501,8 @@ def measure(bench: Bench, *, quick: bool) -> dict[str, float]:
     }
     size = 2**26 if quick else 2**30
     figures |= bodies(path, before_app, pid, size, 1 if quick else 3)
-    return figures | idleness(fronts["door_b"], 5000, rounds=1 if quick else 3, seconds=seconds)
+    fresh = bench.door_b("idle")
+    return figures | idleness(fresh, 5000, rounds=1 if quick else 3, seconds=seconds)
 
 
 def table(figures: dict[str, float]) -> str:

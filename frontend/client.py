@@ -160,9 +160,10 @@ class Connection(asyncio.Protocol):
             self._read_body(data)
         elif phase is Phase.TUNNEL:
             assert self.request is not None
+            self._wait(self._shared.timeouts.tunnel_s)
             self._shared.exchange.add_body(self.request, data)
         elif phase is Phase.BUSY:
-            self._buffer = bytes(self._buffer) + data if self._buffer else data
+            self._append(data)
             if len(self._buffer) > AHEAD:
                 self._pause()
 
@@ -187,9 +188,7 @@ class Connection(asyncio.Protocol):
                 return
             self._buffer = data
         else:
-            if isinstance(self._buffer, bytes):
-                self._buffer = bytearray(self._buffer)
-            self._buffer += data
+            self._append(data)
             end = self._buffer.find(b"\r\n\r\n", max(0, seen - 3))
         if self._buffer[:1] == b"\r" and not self._skip_empty_lines():
             return
@@ -205,6 +204,14 @@ class Connection(asyncio.Protocol):
             return
         if not seen:
             self._wait(self._shared.timeouts.head_s)
+
+    def _append(self, data: bytes) -> None:
+        if not self._buffer:
+            self._buffer = data
+            return
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
+        self._buffer += data
 
     def _read_whole(self, data: bytes, end: int) -> None:
         try:
@@ -317,6 +324,8 @@ class Connection(asyncio.Protocol):
             self._progress = 0
             if not request.is_submitted:
                 self._wait(self._shared.timeouts.body_s)
+            elif request.handler is not None:  # its time begins when it has everything
+                self._wait(self._shared.timeouts.first_byte_s)
         if is_complete:
             self._phase = Phase.BUSY
             self._chunked = None
@@ -537,12 +546,23 @@ class Connection(asyncio.Protocol):
         request = self.request
         if self._phase is Phase.LINGER or not self._writable:
             transport.abort()
+        elif request is not None and self._is_sender_late(request):
+            self._refuse(HttpError(408, "too slow"))
         elif request is not None and (request.is_submitted or request.is_started):
             self._shared.exchange.expire(request)
         elif request is not None or self._buffer:
             self._refuse(HttpError(408, "too slow"))
         else:
             transport.close()
+
+    def _is_sender_late(self, request: Request) -> bool:
+        """The handler waits for a body, and we read, but none comes."""
+        return (
+            self._phase is Phase.BODY
+            and request.handler is not None
+            and self.is_reading
+            and not request.is_started
+        )
 
     def kill(self) -> None:
         """Break the connection off."""

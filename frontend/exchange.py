@@ -119,7 +119,10 @@ class Request:
 
     def push(self, data: bytes) -> None:
         """Put bytes of the body behind those that wait."""
-        self.queue = [*self.queue, data] if self.queue else [data]
+        if self.queue:
+            self.queue.append(data)
+        else:
+            self.queue = [data]
         self.queued += len(data)
 
     @property

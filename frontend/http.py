@@ -46,7 +46,7 @@ MAX_HEAD_KEPT = 1024
 MAX_HEADS_KEPT = 1024
 MAX_CHUNK_LINE = 256  # size and extensions; nobody sends extensions
 MAX_EXTENSIONS = 4096  # bytes of extensions in one body
-MAX_TRAILERS = 8192
+MAX_TRAILERS = 2048  # read anew with each byte of a slow sender
 
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",

@@ -57,11 +57,12 @@ class Journal:
 class Writer:
     """The access log's file and the thread that writes it: a slow disk holds up no request."""
 
-    def __init__(self, path: Path, render: Render) -> None:
+    def __init__(self, path: Path | None, render: Render) -> None:
+        """None is standard output."""
         self.render = render
         self.lines: list[str] = []
         self._path = path
-        self._fd = _open(path)
+        self._fd = os.dup(1) if path is None else _open(path)
         self._queue: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         self._waiting = 0
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
@@ -80,6 +81,8 @@ class Writer:
 
     def reopen(self) -> None:
         """Go on in a new file under the same name: the old one was rotated away."""
+        if self._path is None:
+            return
         fresh = _open(self._path)
         os.dup2(fresh, self._fd, inheritable=False)
         os.close(fresh)

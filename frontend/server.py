@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
+import resource
 import secrets
 import signal
 import socket
@@ -107,6 +109,8 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stopping.set)
             self._loop.add_signal_handler(signal.SIGHUP, self._reopen)
+            gc.collect()
+            gc.freeze()  # what is here now stays; collections need not look at it again
             log.info(event("frontend started", name=self._name, listen=",".join(self._addresses())))
             while not self._stopping.is_set():
                 self._tick()
@@ -338,7 +342,7 @@ class Server:
 def _writer(config: Config) -> Writer | None:
     if config.access_log is None:
         return None
-    path = Path("/dev/stdout" if config.access_log == "-" else config.access_log)
+    path = None if config.access_log == "-" else Path(config.access_log)
     return Writer(path, json_line if config.access_format == "json" else combined)
 
 
@@ -410,6 +414,7 @@ def main() -> None:
             print(f"{args.config} is fine.")
             return
         setup(verbose=args.verbose)
+        _raise_limits()
         name = config.name.replace("%H", socket.gethostname())
         uvloop.run(_serve(config, name))
     except BarekuError as exc:
@@ -423,6 +428,12 @@ def check_network(text: str) -> None:
         ip_network(text)
     except ValueError as exc:
         raise BarekuError(f"cannot trust {text!r}: {exc}", hint="write it as 10.0.0.0/8") from exc
+
+
+def _raise_limits() -> None:
+    """As many open files as we may have: each client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: Config, name: str) -> None:

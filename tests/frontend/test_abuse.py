@@ -115,6 +115,49 @@ def test_slow_sender_is_told_408_however_it_trickles(
     assert not handler.requests
 
 
+def test_large_upload_may_take_longer_than_an_answer(start: Start, serve: Serve) -> None:
+    frontend = start(timeouts={"first_byte_s": 0.8, "body_s": 0.8})
+    handler = serve(frontend, lambda *_: None)
+    size = 64 * 1024 + 40_000
+    with frontend.connect() as sock:
+        sock.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
+        sock.sendall(bytes(64 * 1024))
+        until(lambda: handler.requests, "request with its first part")
+        number = handler.requests[0].id
+        handler.later(Kind.GRANT, number, size)
+        for _ in range(10):
+            time.sleep(0.25)
+            sock.sendall(bytes(4000))
+        until(lambda: number in handler.ended, "everything")
+        handler.reply_later(number, ok(b"thanks"))
+        assert read_response(sock)[1] == b"thanks"
+    with frontend.connect() as sock:
+        sock.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
+        sock.sendall(bytes(70_000))
+        assert read_all(sock).startswith(b"HTTP/1.1 408 ")
+    until(lambda: len(handler.cancelled) == 1, "cancel")
+
+
+def test_body_byte_by_byte_costs_little(start: Start, serve: Serve) -> None:
+    frontend = start()
+    handler = serve(frontend)
+    assert frontend.process is not None
+    stat = Path(f"/proc/{frontend.process.pid}/stat")
+
+    def cpu_s() -> float:
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    size, before = 30_000, cpu_s()
+    with frontend.connect(60) as sock:
+        sock.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
+        for _ in range(size):
+            sock.send(b"x")
+        assert read_response(sock)[1] == b"web.1"
+    assert len(handler.requests[0].body) == size
+    assert cpu_s() - before < 3  # a list copied with each byte would take longer
+
+
 def test_idle_connection_is_closed_without_a_word(start: Start, serve: Serve) -> None:
     frontend = start(timeouts={"idle_s": 0.5})
     serve(frontend)
