@@ -110,8 +110,9 @@ def show_help(words: list[str]) -> int:
         make_parser(words[0], find(words[0])).print_help()
         return 0
     print("usage: bareku [--root DIR] VERB [options]\n")
+    width = max(map(len, VERBS)) + 2
     for verb in VERBS:
-        print(f"  {verb:<16}{find(verb).help}")
+        print(f"  {verb:<{width}}{find(verb).help}")
     print("\n`bareku help VERB` shows the options of a verb.")
     return 0
 

@@ -142,7 +142,7 @@ def _run_command(root: Root, release: Release, console: Console) -> None:
     for status in observe.watch(desired.status_path(root), COMMAND_S):
         found = observe.command_ended(status, release)
         if isinstance(found, Broken):
-            raise _failure(release, found, console)
+            raise _failure(root, release, found, console)
         if found:
             for line in console.last_lines("release.1"):
                 console.detail(line)
@@ -159,7 +159,7 @@ def _wait_until_ready(root: Root, release: Release, console: Console) -> None:
     for status in observe.watch(desired.status_path(root), limit_s):
         found = observe.verdict(status, release)
         if isinstance(found, Broken):
-            raise _failure(release, found, console)
+            raise _failure(root, release, found, console)
         if found:
             return
     raise BarekuError(
@@ -178,11 +178,13 @@ def _wait_until_switched(root: Root, sha256: str) -> None:
         )
 
 
-def _failure(release: Release, broken: Broken, console: Console) -> BarekuError:
+def _failure(root: Root, release: Release, broken: Broken, console: Console) -> BarekuError:
     lines = console.last_lines(broken.name)
+    before = ledger.current_number(root, release.app)
     shown = "".join(f"\n  {line}" for line in lines) or "\n  (it wrote nothing)"
     return BarekuError(
         f"cannot release {release.app} v{release.number}: {broken.name} on {broken.node} "
         f"{broken.reason}; its last lines:{shown}",
-        hint="repair it, commit and push again; the version before keeps serving",
+        hint="repair it, commit and push again; "
+        + ("nothing is live yet" if before is None else f"v{before} keeps serving"),
     )
