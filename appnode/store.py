@@ -118,7 +118,7 @@ class Store:
         if free < size_bytes:
             raise BarekuError(
                 f"cannot store {_name(part)}: {size_bytes} bytes do not fit into {free} free bytes",
-                hint="remove old slugs: bareku slugs:collect",
+                hint="make room on the node's disk, or remove old releases",
             )
 
     def _receive(

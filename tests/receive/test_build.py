@@ -194,12 +194,14 @@ def test_a_failed_build_is_refused_with_the_buildpacks_own_reason(kind: Kind, si
         site.build()
 
 
+@pytest.mark.slow
 def test_a_failed_release_script_fails_the_build(kind: Kind, site: Site) -> None:
     site.pack("p", release="echo why >&2; exit 2")
     with pytest.raises(BarekuError, match="bin/release ended with exit code 2: why"):
         site.build()
 
 
+@pytest.mark.slow
 def test_the_cache_changes_only_when_a_build_succeeds(kind: Kind, site: Site) -> None:
     site.pack(
         "p", compile="cat $2/n 2>/dev/null; rm -f $2/n; cat $1/next > $2/n; exit $(cat $1/rc)"
@@ -215,6 +217,7 @@ def test_the_cache_changes_only_when_a_build_succeeds(kind: Kind, site: Site) ->
     assert (site.cache / "n").read_text() == "3"
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_whole_at_every_moment_survives_a_failed_build(
     kind: Kind, site: Site
 ) -> None:
@@ -228,6 +231,7 @@ def test_a_cache_that_is_whole_at_every_moment_survives_a_failed_build(
     assert sorted(path.name for path in site.cache.iterdir()) == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_what_a_build_lends_the_tree_goes_back_into_the_cache(kind: Kind, site: Site) -> None:
     script = r"""
         [ ! -d $2/kept/it ] || { mv $2/kept/it $1/lent; cat $1/lent/x; }
@@ -294,6 +298,7 @@ def test_a_build_cannot_write_outside_nor_see_other_builds(site: Site, kind: Kin
     assert set(out[1:]) <= own
 
 
+@pytest.mark.slow
 def test_the_buildpack_of_a_build_is_its_own_copy(kind: Kind, site: Site) -> None:
     home = site.pack("p", compile="echo x > bin/compile; echo y > export")
     before = (home / "bin" / "compile").read_text()
@@ -313,6 +318,7 @@ def test_a_procfile_that_is_none_is_refused(kind: Kind, site: Site, content: byt
 
 
 @pytest.mark.parametrize("made", ["ln -s /etc/passwd $1/Procfile", "mkfifo $1/Procfile"])
+@pytest.mark.slow
 def test_a_procfile_that_the_build_makes_a_trap_is_refused(
     kind: Kind, site: Site, made: str
 ) -> None:

@@ -83,7 +83,9 @@ def test_export_attributes_and_line_ending_rules_are_not_obeyed(work: Path, tmp_
     assert (tmp_path / "out" / "v").read_bytes() == b"$Format:%H$\n"
 
 
-@pytest.mark.parametrize("files", [3, 300], ids=["loose", "packed"])
+@pytest.mark.parametrize(
+    "files", [3, pytest.param(300, marks=pytest.mark.slow)], ids=["loose", "packed"]
+)
 def test_a_commit_in_quarantine_is_exported_and_a_rejected_one_leaves_nothing(
     work: Path, tmp_path: Path, files: int
 ) -> None:

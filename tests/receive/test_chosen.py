@@ -96,6 +96,7 @@ def test_config_vars_that_a_build_heeds_make_another_slug(tmp_path: Path) -> Non
     assert build.digest(foreign, {"GREETING": "hi"}) != build.digest(foreign, {"GREETING": "ho"})
 
 
+@pytest.mark.slow
 def test_buildpack_url_comes_before_the_apps_file_and_may_be_no_path(
     tmp_path: Path, tree: Path
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bareku import paths
 from bareku.errors import BarekuError
 
 pytestmark = pytest.mark.slow
@@ -317,6 +318,100 @@ def test_a_go_app_that_cannot_be_built_is_told_why(
     bench.cache = go_cache
     with pytest.raises(BarekuError, match=said):
         bench.build(files)
+
+
+# rust, java, ruby: their toolchains are large, so these run where they are installed for everybody
+
+
+RUST = """
+use std::io::{Read, Write};
+fn main() {
+    let port = std::env::var("PORT").unwrap();
+    for stream in std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap().incoming() {
+        let mut stream = stream.unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\\r\\nContent-Length: 4\\r\\nConnection: close\\r\\n\\r\\nrust");
+    }
+}
+"""
+CARGO = '[package]\nname = "hello"\nversion = "1.0.0"\nedition = "2021"\n'
+JAVA = """
+import com.sun.net.httpserver.HttpServer;
+import java.net.InetSocketAddress;
+public class Main {
+    public static void main(String[] words) throws Exception {
+        int port = Integer.parseInt(System.getenv("PORT"));
+        HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 0);
+        server.createContext("/", exchange -> {
+            exchange.sendResponseHeaders(200, 4);
+            exchange.getResponseBody().write("java".getBytes());
+            exchange.close();
+        });
+        server.start();
+    }
+}
+"""
+RACK = (
+    "run lambda { |env| [200, {'Content-Type' => 'text/plain'}, ['ruby ' + env['PATH_INFO']]] }\n"
+)
+
+
+def has_system(program: str) -> bool:
+    return shutil.which(program, path="/usr/local/bin:/usr/bin:/bin") is not None
+
+
+def test_a_rust_app_is_built_and_served(bench: Any) -> None:
+    if not has_system("cargo"):
+        pytest.skip("needs cargo for everybody: apt-get install cargo")
+    packed = bench.build({"Cargo.toml": CARGO, "src/main.rs": RUST})
+    assert packed.built.process_types == {"web": "hello"}
+    with bench.serve(packed) as url:
+        assert bench.get(url) == "rust"
+    with pytest.raises(BarekuError, match="error"):
+        bench.build({"Cargo.toml": CARGO, "src/main.rs": "fn main() { nothing(); }"})
+
+
+def test_a_jar_that_the_app_brings_along_is_served(bench: Any, tmp_path: Path) -> None:
+    if not (has_system("javac") and has_system("jar")):
+        pytest.skip("needs a JDK: apt-get install default-jdk-headless")
+    (tmp_path / "Main.java").write_text(JAVA)
+    subprocess.run(["javac", "Main.java"], cwd=tmp_path, check=True)
+    argv = ["jar", "cfe", "app.jar", "Main", *(p.name for p in tmp_path.glob("*.class"))]
+    subprocess.run(argv, cwd=tmp_path, check=True)
+    jar = (tmp_path / "app.jar").read_bytes()
+    packed = bench.build({"system.properties": ""}, binary={"app.jar": jar})
+    assert packed.built.runtime.startswith("java-")
+    with bench.serve(packed) as url:
+        assert bench.get(url) == "java"
+    with pytest.raises(BarekuError, match=r"asks for Java '6' in system.properties"):
+        bench.build({"system.properties": "java.runtime.version=1.6\n"}, binary={"app.jar": jar})
+
+
+def test_a_rack_app_is_served(bench: Any) -> None:
+    if not has_system("rackup"):
+        pytest.skip("needs rackup: apt-get install ruby-rack ruby-webrick")
+    packed = bench.build({"config.ru": RACK})
+    assert packed.built.process_types == {"web": "rackup -o 127.0.0.1 -p $PORT"}
+    with bench.serve(packed) as url:
+        assert bench.get(f"{url}/page") == "ruby /page"
+    with pytest.raises(BarekuError, match=r"asks for Ruby '1.8'"):
+        bench.build({"config.ru": RACK, ".ruby-version": "ruby-1.8.7\n"})
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("rust", "cargo"), ("java", "default-jdk"), ("ruby", "ruby"), ("go", "golang-go")],
+)
+def test_a_toolchain_that_is_not_here_is_told_with_its_package(
+    tmp_path: Path, name: str, package: str
+) -> None:
+    for program in ("bash", "env", "sed", "head", "cut"):
+        (tmp_path / program).symlink_to(shutil.which(program) or program)
+    argv = [str(paths.buildpacks() / name / "bin" / "runtime"), str(tmp_path)]
+    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "is not installed on this machine" in done.stderr
+    assert f"apt-get install {package}" in done.stderr
 
 
 def test_an_app_of_two_runtimes_says_so(bench: Any, tmp_path: Path) -> None:
