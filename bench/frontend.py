@@ -303,6 +303,7 @@ class Bench:
         self.folder.chmod(0o755)  # for the worker, who is nobody
         server = self.run("nginx", "-c", f"{folder}/nginx.conf")
         _wait_port(port)
+        until(lambda: children(server.pid), "nginx's worker")
         return Front(f"http://127.0.0.1:{port}/", children(server.pid))
 
     def haproxy(self, upstream: int) -> Front:
@@ -371,7 +372,9 @@ def _wait_port(port: int) -> None:
 # the parts of the run
 
 
-def costs(fronts: dict[str, Front], rounds: int, seconds: float) -> dict[str, float]:
+def costs(
+    fronts: dict[str, Front], rounds: int, seconds: float, *, alone: bool = True
+) -> dict[str, float]:
     """CPU per request and latency of each, interleaved."""
     for front in fronts.values():
         wrk(front.url, 1, 64)
@@ -381,6 +384,8 @@ def costs(fronts: dict[str, Front], rounds: int, seconds: float) -> dict[str, fl
     figures = {f"{name}_us": median(front.us) for name, front in fronts.items()}
     figures |= {f"p99_us_{name}": median(front.p99) for name, front in fronts.items()}
     figures |= {f"{name}_per_s": median(front.per_s) for name, front in fronts.items()}
+    if not alone:
+        return figures
     for front in fronts.values():
         front.alone(max(1, seconds // 2))
     return figures | {f"alone_us_{name}": median(front.single) for name, front in fronts.items()}
@@ -434,7 +439,7 @@ def bodies(ours: Front, nginx: Front, pid: int, size: int, rounds: int) -> dict[
     for name, upload in (("upload", True), ("download", False)):
         for scale, bytes_ in (("", size), ("_1mib", 2**20)):
             mine, theirs = [], []
-            for _ in range(rounds if not scale else 15):
+            for _ in range(rounds if not scale else 9):
                 mine.append(transfer_s(ours.url, bytes_, upload=upload))
                 theirs.append(transfer_s(nginx.url, bytes_, upload=upload))
             ratio = statistics.median(theirs) / statistics.median(mine)
@@ -450,12 +455,14 @@ def idle(front: Front, count: int) -> Iterator[None]:
     """That many connections, each of which has had an answer."""
     host, port = re.match(r"http://([^:]+):(\d+)/", front.url).groups()  # type: ignore[union-attr]
     connections = []
-    for _ in range(count):
-        sock = socket.create_connection((host, int(port)), 10)
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        if not sock.recv(1000).startswith(b"HTTP/1.1 200"):
-            raise SystemExit("no answer on a connection that shall be idle")
-        connections.append(sock)
+    for start in range(0, count, 50):
+        some = [socket.create_connection((host, int(port)), 10) for _ in range(start, start + 50)]
+        for sock in some:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        for sock in some:
+            if not sock.recv(1000).startswith(b"HTTP/1.1 200"):
+                raise SystemExit("no answer on a connection that shall be idle")
+        connections += some
     try:
         yield
     finally:
@@ -495,7 +502,7 @@ def measure(bench: Bench, *, quick: bool) -> dict[str, float]:
     app_port = bench.app()
     path, pid = bench.path(app_port)
     before_app = bench.nginx("nginx_app", app_port)
-    paths = costs({"path": path, "nginx_path": before_app}, rounds, seconds)
+    paths = costs({"path": path, "nginx_path": before_app}, rounds, seconds, alone=False)
     figures |= {
         name: value for name, value in paths.items() if name in ("path_us", "nginx_path_us")
     }
