@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from frontend.http import TOKEN, Chunked, HttpError, phrase
+from frontend.chunked import Chunked
+from frontend.http import TOKEN, HttpError, phrase
 
 MAX_HEAD = 65_536  # bytes; cookies and policies of real apps stay below 16 KiB
 MAX_KEPT = 512  # heads remembered: an app answers with the same ones for the second

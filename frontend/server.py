@@ -29,13 +29,14 @@ from bareku.daemon import Presence
 from bareku.errors import BarekuError
 from bareku.log import event, setup
 from frontend.admin import AdminConnection
-from frontend.client import Connection, Listener
+from frontend.client import Connection
 from frontend.config import Config, Door
 from frontend.control import Master, Routes
 from frontend.curvelink import CurveRouter
 from frontend.exchange import Exchange
 from frontend.journal import Journal, Writer, combined, json_line
 from frontend.linkdoor import Link
+from frontend.listener import Listener, Visitor
 from frontend.metrics import Metrics
 from frontend.operator import Operator
 from frontend.pages import Pages
@@ -161,7 +162,9 @@ class Server:
         listener.pages = self._pages
         self._listeners.append(listener)
         self._servers.append(
-            await self._loop.create_server(listener, sock=sock, backlog=BACKLOG, ssl=context)
+            await self._loop.create_server(
+                lambda: Connection(listener), sock=sock, backlog=BACKLOG, ssl=context
+            )
         )
 
     async def _open_link(self, inherited: socket.socket | None) -> None:
@@ -207,6 +210,9 @@ class Server:
 
     def _addresses(self) -> list[str]:
         return [_address(server) for server in self._servers]
+
+    def _connections(self) -> list[Visitor]:
+        return [visitor for listener in self._listeners for visitor in listener.connections]
 
     # the clockwork
 
@@ -274,7 +280,7 @@ class Server:
             "inflight": inflight,
             "held": exchange.dispatcher.held,
             "mongrel2": [pair.status() for pair in self.pairs],
-            "connections": sum(len(listener.connections) for listener in self._listeners),
+            "connections": len(self._connections()),
             "paused": sorted(exchange.dispatcher.paused),
             "maintenance": sorted(exchange.maintenance),
             "counters": self.metrics.counters,
@@ -303,13 +309,12 @@ class Server:
         self.exchange.is_closing = True
         for server in self._servers:
             server.close()
-        connections = [conn for listener in self._listeners for conn in listener.connections]
-        for connection in connections:
+        for connection in self._connections():
             connection.end()
         deadline = time.monotonic() + self._config.timeouts.drain_s
-        while any(listener.connections for listener in self._listeners):
+        while left := len(self._connections()):
             if time.monotonic() >= deadline:
-                log.warning(event("drain ended early", left=len(connections)))
+                log.warning(event("drain ended early", left=left))
                 break
             self._tick()
             await asyncio.sleep(0.02)
@@ -327,9 +332,8 @@ class Server:
             *([self._link_server] if self._link_server else []),
         ]:
             server.close()
-        for listener in self._listeners:
-            for connection in list(listener.connections):
-                connection.kill()
+        for connection in self._connections():
+            connection.kill()
         await asyncio.sleep(0)
         if self._master is not None:
             self._master.close()

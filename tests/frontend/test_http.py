@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from frontend.http import Chunked, Head, HttpError, Limits, check_start, parse_head
+from frontend.chunked import Chunked
+from frontend.http import Head, HttpError, Limits, check_start, parse_head
 
 LIMITS = Limits()
 HOST = b"Host: shop.example\r\n"
