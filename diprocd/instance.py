@@ -391,7 +391,7 @@ class Instance:
         if self._members() or self.home.is_locked():
             self._poll = self._loop.after(0.02, self._check_empty)
             return
-        if self.record.exit is None or not self._has_exited:
+        if self.pid is not None and not self._has_exited:
             found = procfs.exit_of(self.pidfd, self.pid or 0) if self.pidfd is not None else None
             self._note_exit(found or procfs.Exit())
         self._release()

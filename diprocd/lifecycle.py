@@ -88,7 +88,7 @@ TABLE: dict[tuple[State, Event], tuple[State, Action]] = {
     (S.CLEARING, E.ENDED): (S.EXITED, A.FINISH),
     (S.CLEARING, E.UNWANT): (S.STOPPING, A.NONE),
     (S.BACKOFF, E.TIMER): (S.STARTING, A.LAUNCH),
-    (S.BACKOFF, E.UNWANT): (S.GONE, A.FORGET),
+    (S.BACKOFF, E.UNWANT): (S.STOPPING, A.SIGNAL),  # an earlier worker's launcher may be at work
     (S.EXITED, E.UNWANT): (S.GONE, A.FORGET),
 }
 

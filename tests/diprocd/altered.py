@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diprocd import launcher
+from diprocd import failpoint, launcher
 from diprocd.main import main
 
 LOCK = 'exec 9>>"$dir/lock"\n'
@@ -46,7 +46,7 @@ def parent_writes_pid() -> None:
     def spawn_and_note(folder: Path, *arguments: Any) -> int:
         (folder / "pid").unlink(missing_ok=True)
         pid = spawn(folder, *arguments)
-        time.sleep(0.002)
+        failpoint.hit("spawned")
         stat = Path(f"/proc/{pid}/stat").read_text()
         start = stat.rpartition(")")[2].split()[19]
         (folder / "pid").write_text(f"{pid} {start}\n")

@@ -54,14 +54,12 @@ def test_nothing_is_launched_beside_a_living_process(state: State, event: Event)
 
 @given(EVENTS)
 def test_a_life_has_at_most_one_tree_at_a_time(events: list[Event]) -> None:
-    state, launched, cleared = State.NEW, 0, 0
+    state, has_tree = State.NEW, False
     for event in events:
-        had_tree = state in ALIVE
         state, action = step(state, event)
-        launched += action is Action.LAUNCH
-        cleared += had_tree and state not in ALIVE
-        assert launched - cleared in {0, 1}
-        assert (launched - cleared == 1) == (state in ALIVE)
+        assert not (has_tree and action is Action.LAUNCH)
+        has_tree = (has_tree or action is Action.LAUNCH) and state in ALIVE
+        assert action is not Action.FORGET or not has_tree
 
 
 @given(EVENTS)
