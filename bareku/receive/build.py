@@ -341,6 +341,7 @@ def _sandbox(tree: Path, limits: Limits) -> Sandbox:
         quotas=limits.quotas,
         programs={"uv": uv} if uv else {},
         readable=contract.site_files(),
+        hidden=[tree.parent.parent.parent],  # our own root, should it be below /opt
     )
 
 

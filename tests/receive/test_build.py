@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import textwrap
 import time
 from collections.abc import Mapping
@@ -296,6 +297,21 @@ def test_a_build_cannot_write_outside_nor_see_other_builds(site: Site, kind: Kin
     assert out[0].startswith("32767 cat: ")
     own = {"wrote /", "wrote /bareku", "wrote /dev"} if kind is Kind.USER else set()
     assert set(out[1:]) <= own
+
+
+@pytest.mark.root
+def test_our_root_below_opt_is_hidden_from_builds(site: Site) -> None:
+    if sandbox.available() is not Kind.ROOT:
+        pytest.skip("needs root to write below /opt")
+    with tempfile.TemporaryDirectory(dir="/opt", prefix="bareku-") as root:
+        (Path(root) / "secret").write_text("deploy key")
+        site.tree = Path(root) / "scratch" / "hello" / "app"
+        site.tree.mkdir(parents=True)
+        Path(root).chmod(0o755)
+        site.pack("p", compile=f"cat {root}/secret; ls -A {root}; ls /opt | grep -c bareku-; true")
+        site.build()
+    assert not any("deploy key" in line or "scratch" in line for line in site.lines)
+    assert site.lines[-1].strip() == "1"  # the folder is there, and closed
 
 
 @pytest.mark.slow
