@@ -90,7 +90,6 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "release",
         nargs="?",
-        default="",
         type=_release,
         metavar="vN",
         help="default: the one before",

@@ -42,15 +42,19 @@ def test_changes_reach_the_visitors_and_none_is_lost(bareku: Bareku, greeter: Re
         assert not before & {p["pid"] for p in bareku.processes("greeter")}
         bareku.run("config:unset", "greeter", "GREETING")
         assert bareku.get("greeter") == (200, "none")
+        bareku.run("releases:rollback", "greeter")
+        assert bareku.get("greeter") == (200, "good day")
+        bareku.run("releases:rollback", "greeter", "5")
+        assert bareku.get("greeter") == (200, "none")
         undo = bareku.run("releases:rollback", "greeter", "v2").stdout
-        assert "To undo this: bareku releases:rollback greeter v5" in undo
+        assert "To undo this: bareku releases:rollback greeter v7" in undo
         assert bareku.get("greeter") == (200, "good day")
     assert visitor.failures == []
     assert json.loads(bareku.run("config", "greeter", "--json").stdout)["GREETING"] == "good day"
     assert bareku.run("ps:scale", "greeter").stdout == "web=1\n"
     listed = json.loads(bareku.run("releases", "greeter", "--json").stdout)
-    assert [r["release"] for r in listed] == [1, 2, 3, 4, 5, 6]
-    assert [r["is_current"] for r in listed] == [False] * 5 + [True]
+    assert [r["release"] for r in listed] == list(range(1, 9))
+    assert [r["is_current"] for r in listed] == [False] * 7 + [True]
 
 
 def test_bad_environment_is_taken_back_and_the_file_stays(

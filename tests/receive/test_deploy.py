@@ -14,7 +14,7 @@ from bareku import settings
 from bareku.app import AppSettings, Release, formation
 from bareku.errors import BarekuError
 from bareku.paths import Root
-from bareku.receive import change, deploy, desired, journal, ledger, repository
+from bareku.receive import change, collect, deploy, desired, journal, ledger, repository
 from bareku.receive.journal import Entry, Phase
 from bareku.settings import Settings
 
@@ -249,3 +249,22 @@ def test_scaling_changes_one_line_of_the_settings(tmp_path: Path, before: str, a
     path = tmp_path / "hello.yml"
     path.write_text(before)
     assert change.settings_text(path, {"web": 2}).decode() == after
+
+
+def slug_name(number: int) -> str:
+    return f"00000000-0000-0000-0000-{number:012d}"
+
+
+def test_slugs_that_no_kept_release_needs_are_removed(root: Root) -> None:
+    root.app_settings("hello").write_text("keep_releases: 2\n")
+    root.slugs.mkdir()
+    for number in range(1, 5):
+        (root.slugs / f"{slug_name(number)}.sqsh").write_bytes(b"x")
+        (root.slugs / f"{slug_name(number)}.json").write_bytes(b"{}")
+        ledger.write(root, release(number, slug=slug_name(number)))
+        ledger.make_current(root, release(number, slug=slug_name(number)))
+    ledger.write(root, release(5, slug=slug_name(1)))  # a deploy in flight takes an old one again
+    journal.write(root, entry(Phase.CHECKING, 5, 4))
+    assert collect.needed(root) == {slug_name(n) for n in (1, 3, 4)}
+    assert collect.collect(root) == [slug_name(2)]
+    assert not (root.slugs / f"{slug_name(2)}.json").exists()
