@@ -12,7 +12,6 @@ from frontend.http import Head, HttpError, check_start, page, parse_head
 from frontend.link import INLINE
 from frontend.listener import Listener, behind, facts
 from frontend.mongrel2 import encode_pair
-from frontend.peers import no_delay
 from frontend.router import Target
 
 AHEAD = 65_536  # bytes read ahead of the request being answered
@@ -68,7 +67,6 @@ class Connection(asyncio.Protocol):
         shared = self._shared
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        no_delay(self._transport)
         peer = transport.get_extra_info("peername")
         self.remote = peer[0] if isinstance(peer, tuple) else "127.0.0.1"
         self._lines = shared.lines(self.remote)

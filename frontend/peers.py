@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -67,7 +66,6 @@ class Peer(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MAX_BACKLOG)
         self.name = str(transport.get_extra_info("peername") or "ipc")
-        no_delay(self._transport)
         self._transport.write(zmtp.greeting(self._minor))
         self._handshake = self._loop.call_later(HANDSHAKE_S, self.abort)
 
@@ -178,13 +176,6 @@ class Peer(asyncio.Protocol):
         if self.is_open:
             self.is_open = False
             self._owner.on_gone(self)
-
-
-def no_delay(transport: asyncio.Transport) -> None:
-    """Send small messages at once: a peer that only listens acknowledges late (Nagle)."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def listen(

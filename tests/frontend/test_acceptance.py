@@ -385,6 +385,23 @@ def test_handler_answers_the_same_behind_mongrel2_and_behind_us(
     assert [status for status, _ in ours] == [200] * len(ASKED)
 
 
+def test_second_process_cannot_join_a_pair(start: Start) -> None:
+    frontend = start(mongrel2=[pair_door(send_ident=IDENT, recv_ident="")])
+    pair = frontend.status()["mongrel2"][0]
+    first = Classic(pair, lambda _: [ok(b"first")])
+    frontend.wait_handlers(1)
+    thief = Classic(pair, lambda _: [ok(b"PWNED")])
+    try:
+        until(lambda: "second process refused" in frontend.log(), "refused")
+        assert {frontend.get() for _ in range(20)} == {(200, b"first")}
+        assert not thief.requests
+        first.stop()  # the next one takes over
+        until(lambda: frontend.get(timeout=20) == (200, b"PWNED"), "next process")
+    finally:
+        first.stop()
+        thief.stop()
+
+
 def test_shared_pair_deals_to_any_number_of_processes(start: Start) -> None:
     frontend = start(mongrel2=[pair_door(kind="shared")])
     pair = frontend.status()["mongrel2"][0]

@@ -181,6 +181,45 @@ def test_refused_post_goes_to_another_handler(start: Start, serve: Serve) -> Non
     assert visitor.result() == (200, b"web.2")
 
 
+def test_handler_that_refuses_everything_is_not_asked_all_the_time(
+    start: Start, serve: Serve
+) -> None:
+    frontend = start(timeouts={"hold_s": 1.5})
+    handler = serve(frontend, lambda h, r: h.say(Kind.REFUSE, r.id))
+    assert frontend.get("/", "POST", b"x")[0] == 503
+    assert 1 <= len(handler.requests) <= 4  # once for each of its beats
+
+
+def test_put_of_which_more_was_sent_on_is_not_repeated(start: Start, serve: Serve) -> None:
+    frontend = start()
+    first = serve(frontend, silent, process="web.1")
+    visitor = Visitor(frontend, "/", "PUT", bytes(2 * INLINE))
+    until(lambda: first.requests, "request")
+    first.later(Kind.GRANT, first.requests[0].id, 1000)
+    until(lambda: len(first.bodies[first.requests[0].id]) > INLINE, "more of the body")
+    second = serve(frontend, process="web.2")
+    first.stop()
+    assert visitor.result()[0] == 502
+    assert not second.requests
+
+
+def test_put_of_which_only_the_first_part_was_sent_is_repeated(start: Start, serve: Serve) -> None:
+    frontend = start()
+    first = serve(frontend, silent, process="web.1")
+    body = os.urandom(2 * INLINE)
+    visitor = Visitor(frontend, "/", "PUT", body)
+    until(lambda: first.requests, "request")
+    second = serve(frontend, silent, process="web.2")
+    first.stop()
+    until(lambda: second.requests, "repeated")
+    number = second.requests[0].id
+    second.later(Kind.GRANT, number, len(body))
+    until(lambda: number in second.ended, "whole body")
+    assert second.bodies[number] == body
+    second.reply_later(number, ok(b"stored"))
+    assert visitor.result() == (200, b"stored")
+
+
 def test_failed_get_is_repeated_and_a_failed_post_is_502(start: Start, serve: Serve) -> None:
     def fail(handler: Handler, request: Request) -> None:
         handler.say(Kind.FAIL, request.id, 502)
