@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from frontend.link import Hello
 
 FAREWELL_S = 2.0  # a frontend that owes us a farewell for longer is not waited for
 STATUS_S = 5.0
+STATUS_LEAST_S = 0.1  # between two writes, however much happens
 STREAM_S = 2.0  # a reply that runs for longer than this is a stream, and no longer counts
 MAX_STREAMS = 1000  # of one process, beside its capacity
 
@@ -175,7 +177,11 @@ class Connector:
             return
         self._drained.add(process.key)
         try:
-            (Path(process.dir) / "drained").touch()
+            # the folder may belong to the app's user: never through a link of its making
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            os.close(os.open(Path(process.dir) / "drained", flags, 0o644))
+        except FileExistsError:
+            pass
         except OSError as exc:
             logger.warning(
                 event("drained file not written", id=process.id, error=exc.strerror or exc)
@@ -282,7 +288,8 @@ class Connector:
 
     def _write_status(self, now: float) -> None:
         """The file is fsynced, which may take long: in a thread, one at a time."""
-        due = self._is_dirty or now - self._written_at >= STATUS_S
+        since = now - self._written_at
+        due = since >= STATUS_S or (self._is_dirty and since >= STATUS_LEAST_S)
         if not due or self._writing is not None:
             return
         self._is_dirty = False

@@ -44,6 +44,16 @@ def test_draining_process_gets_no_more_and_is_drained_after_its_last_answer(rig:
     wait((app.folder / "drained").exists, frontend)
 
 
+def test_drained_is_not_written_through_a_link_of_the_apps_making(rig: Any) -> None:
+    app, frontend = rig.app(), rig.frontend()
+    victim = rig.folder / "victim"
+    (app.folder / "drained").symlink_to(victim)
+    connector = rig.connector(frontend)
+    connector.runs({**app.entry, "state": "draining"}, rig.app("web.2").entry)
+    assert ask(frontend, handler=frontend.handler("web.2")) == b"Hello, world\n"
+    assert not victim.exists()
+
+
 def test_silent_frontend_delays_draining_for_a_bounded_time(rig: Any) -> None:
     app, frontend = rig.app(), rig.frontend()
     connector = rig.connector(frontend)
@@ -222,9 +232,10 @@ def test_every_frontend_is_served_and_a_missing_one_hurts_nobody(rig: Any) -> No
     for frontend in (one, two):
         assert ask(frontend) == b"Hello, world\n"
         assert ask(frontend, handler=frontend.handler("web.2")) == b"Hello, world\n"
+    states = ["connected", "connected", "away"]
+    wait(lambda: [f["state"] for f in connector.status()["frontends"]] == states, one, two)
     wait(lambda: len(connector.status()["processes"]) == 2, one, two)
     status = connector.status()
-    assert [f["state"] for f in status["frontends"]] == ["connected", "connected", "away"]
     assert status["health"] == "degraded"
     assert three.endpoint in status["error"]
 
