@@ -146,6 +146,7 @@ class Exchange:
         self.config = config
         self.clock = clock
         self.metrics = metrics
+        self.on_news: Callable[[], None] = lambda: None  # the handlers are others than before
         self.table = Table()
         self.maintenance: set[str] = set()
         self.is_closing = False
@@ -420,11 +421,13 @@ class Exchange:
         self.metrics.count("handlers_joined")
         self.dispatcher.add(handler)
         log.info(_about("handler joined", handler))
+        self.on_news()
 
     def remove_handler(self, handler: Handler[Request], why: str) -> None:
         """A handler is gone; what it had goes to others or is answered with 502."""
         self.metrics.count("handlers_gone")
         log.info(_about("handler gone", handler, why))
+        self.on_news()
         for request in self.dispatcher.remove(handler):
             request.handler = None
             if request.is_gone or request.is_answered:

@@ -49,6 +49,7 @@ from frontend.wheel import Wheel
 log = logging.getLogger("frontend")
 
 TICK_S = 0.25
+TOGETHER_S = 0.005  # handlers and tables come in bursts: one report for all of them
 STATUS_S = 5.0
 BACKLOG = 4096
 
@@ -61,11 +62,13 @@ class Server:
         self._config = config
         self._name = name
         self._loop = loop
-        self._stopping = asyncio.Event()
+        self._is_stopping = False
+        self._wake = asyncio.Event()  # something has happened that shall not wait for the tick
         self.metrics = Metrics()
         self.exchange = Exchange(
             config, time.monotonic, random.SystemRandom().randrange(1, 2**30), self.metrics
         )
+        self.exchange.on_news = self._wake.set
         self._wheel = Wheel(time.monotonic(), TICK_S)
         self._writer = _writer(config)
         self._journal = Journal(self.metrics, time.monotonic, self._writer)
@@ -98,6 +101,11 @@ class Server:
         for pair in self.pairs:
             pair.recheck()
         self._status_at = self._report_at = 0.0
+        self._wake.set()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Serve until TERM or INT, then finish what is in flight."""
@@ -108,15 +116,17 @@ class Server:
             await self._open()
             await self._open_admin()
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, self._stopping.set)
+                self._loop.add_signal_handler(number, self._stop)
             self._loop.add_signal_handler(signal.SIGHUP, self._reopen)
             gc.collect()
             gc.freeze()  # what is here now stays; collections need not look at it again
             log.info(event("frontend started", name=self._name, listen=",".join(self._addresses())))
-            while not self._stopping.is_set():
+            while not self._is_stopping:
                 self._tick()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), TICK_S)
+                    await asyncio.wait_for(self._wake.wait(), TICK_S)
+                    await asyncio.sleep(TOGETHER_S)
+                self._wake.clear()
             await self._drain()
         finally:
             await self._close()
