@@ -5,11 +5,8 @@ Each is tried for real once a boot; what is missing is reported, never assumed.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +59,8 @@ def probe(run: Path, wanted: Literal["auto", "none"]) -> tuple[Isolation, cgroup
 
 
 def _try_all(run: Path, groups: cgroup.Cgroups) -> Isolation:
+    import shutil
+
     missing: dict[str, str] = {}
     is_root = os.geteuid() == 0
     has_user = is_root and bool(shutil.which("setpriv"))
@@ -102,6 +101,8 @@ def _make_mount_points() -> str | None:
 
 
 def _try_image(run: Path) -> str | None:
+    import base64
+
     image = run / ".probe.sqsh"
     try:
         image.write_bytes(base64.b85decode(_IMAGE).ljust(4096, b"\0"))
@@ -114,6 +115,8 @@ def _try_image(run: Path) -> str | None:
 
 def _run(script: str, *arguments: str) -> str | None:
     """None when the script works in a mount namespace of its own, else its complaint."""
+    import subprocess  # here, as above: once a boot, not at every start
+
     try:
         done = subprocess.run(
             [*_TRY, script, "probe", *arguments], capture_output=True, timeout=10, check=False

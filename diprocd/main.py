@@ -85,6 +85,9 @@ def _master(options: argparse.Namespace) -> int:
 
 
 def _node(options: argparse.Namespace) -> int:
+    if options.command == "worker":
+        # msgspec only tries this one; without it a worker is back a quarter sooner
+        sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
     from bareku.config import load
     from diprocd.names import expand_name
     from diprocd.spec import NodeConfig

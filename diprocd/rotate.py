@@ -1,4 +1,4 @@
-"""Log files that grow past their size are cut at the head, without the writer's help.
+"""Log files stay bounded: cut at the head as they grow, removed with releases long gone.
 
 The head is copied to `NAME.1` and removed by FALLOC_FL_COLLAPSE_RANGE, which moves no byte and
 loses none, even under a writer at full speed (O_APPEND goes on at the new end). File systems
@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
-MAX_BYTES = 10 * 2**20
-KEPT = 5
 _COLLAPSE_RANGE = 0x08
+_NAME = re.compile(r"v([0-9]+)\..+\.log(?:\.[0-9]+)?")
 
 
-def rotate_if_large(path: Path, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> bool:
+def rotate_if_large(path: Path, max_bytes: int, kept: int) -> bool:
     """Rotate when the file is larger than `max_bytes`; True when it was. Errors leave it as is."""
     try:
         if path.stat().st_size < max_bytes:
@@ -26,6 +27,23 @@ def rotate_if_large(path: Path, max_bytes: int = MAX_BYTES, kept: int = KEPT) ->
     except OSError:
         return False
     return True
+
+
+def prune(folder: Path, running: Collection[int], kept: int) -> list[Path]:
+    """Remove the logs of an app's releases but for the newest `kept` and those `running`."""
+    logs: dict[int, list[Path]] = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            found = _NAME.match(entry.name)
+            if found and entry.is_file(follow_symlinks=False):
+                logs.setdefault(int(found[1]), []).append(Path(entry.path))
+    old = sorted(logs.keys() - set(running), reverse=True)
+    spared = max(0, kept - len(logs.keys() & set(running)))
+    removed = [path for release in old[spared:] for path in logs[release]]
+    for path in removed:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return removed
 
 
 def _rotate(path: Path, kept: int) -> None:

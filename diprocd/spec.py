@@ -206,6 +206,9 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     isolation: Literal["auto", "none"] = "auto"
     curve_key: str | None = None
     curve_master: str | None = None
+    log_max_bytes: Annotated[int, Meta(ge=65_536)] = 10 * 2**20  # then it is rotated
+    log_rotated: Annotated[int, Meta(ge=1, le=1000)] = 5  # files kept beside each log
+    log_releases: Annotated[int, Meta(ge=1)] = 10  # of each app; older logs are removed
     interval_s: Interval = 5.0
     lease_s: Interval = 30.0
 

@@ -71,6 +71,7 @@ class Worker:
         self._write_cost_s = 0.0
         self._is_reconciling = self._is_pumping = False
         self._is_stopping_all = False
+        self._has_old_logs = True
         self._had_lease = True
 
     def run(self) -> None:
@@ -211,6 +212,7 @@ class Worker:
             return
         self._set_error(None)
         self._document = document
+        self._has_old_logs = True
         self._wanted = {one.id: (one, generation(one)) for one in document.processes}
         log.info(
             event(
@@ -314,9 +316,22 @@ class Worker:
         for instance in self._instances.values():
             if instance.state in ALIVE:
                 instance.sample()
+        config = self.config
         for path in {one.log_path for one in self._instances.values()}:
-            rotate.rotate_if_large(path)
+            rotate.rotate_if_large(path, config.log_max_bytes, config.log_rotated)
+        if self._has_old_logs:
+            self._has_old_logs = False
+            self._prune_logs()
         self._write_soon()
+
+    def _prune_logs(self) -> None:
+        running: dict[str, set[int]] = {}
+        for one in self._instances.values():
+            running.setdefault(one.process.app, set()).add(one.process.release)
+        for app, releases in running.items():
+            folder = Path(self.config.logs) / app
+            for path in rotate.prune(folder, releases, self.config.log_releases):
+                log.info(event("log removed", path=path))
 
     # status
 
