@@ -36,8 +36,9 @@ log = logging.getLogger("diprocd.client")
 
 TOUCH_S = 4.0
 DEAF_S = 8.0  # no beat for so long: a fresh socket also helps after a refused handshake
-HEARTBEAT_MS = 1000
-HEARTBEAT_TIMEOUT_MS = 3000
+# every ping costs the master 15 us and there may be a thousand of us: stats can wait longer
+HEARTBEAT_MS = {zmq.SUB: 2000, zmq.PUSH: 5000}
+HEARTBEAT_TIMEOUT_MS = {zmq.SUB: 3000, zmq.PUSH: 5000}
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -130,11 +131,11 @@ class Client:
         self._opened_at_s = time.monotonic()
         self._loop.soon(self._receive)
 
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+    def _socket(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS[kind])
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS[kind])
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         if self._keys is not None:

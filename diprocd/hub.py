@@ -17,8 +17,8 @@ from diprocd import wire
 from diprocd.loop import Loop
 
 SNDHWM = 10_000  # messages kept for a slow node; the next whole document makes a lost one good
-HEARTBEAT_MS = 1000
-HEARTBEAT_TIMEOUT_MS = 3000
+HEARTBEAT_MS = 10_000  # only to let go of the connections of the dead; the clients ask oftener
+HEARTBEAT_TIMEOUT_MS = 30_000
 BURST = 200  # stats taken in one turn of the loop
 _ZAP = "inproc://zeromq.zap.01"
 

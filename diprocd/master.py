@@ -355,8 +355,8 @@ class Master:
         old = peer.node
         peer.heard_s, peer.node = now_s, stats
         peer.ready = {one.id for one in stats.procs if one.ready}
-        if peer.state is not NodeState.UP:
-            self._look_at_peers()
+        if peer.state is not NodeState.UP and self._look_at("node", stats.node, peer, now_s):
+            self._plan_soon()
         doc = self._ledger.docs.get(stats.node)
         if doc is not None:
             self._compare(wire.node_topic(stats.node), peer, stats, doc.version)
@@ -372,9 +372,10 @@ class Master:
         if peer is None:
             self._note_stranger(f"f/{stats.frontend}")
             return
-        peer.heard_s, peer.frontend = time.monotonic(), stats
+        now_s = time.monotonic()
+        peer.heard_s, peer.frontend = now_s, stats
         if peer.state is not NodeState.UP:
-            self._look_at_peers()
+            self._look_at("frontend", stats.frontend, peer, now_s)
         doc = self._ledger.frontends.get(stats.frontend)
         if doc is not None:
             self._compare(wire.frontend_topic(stats.frontend), peer, stats, doc.version)
@@ -442,19 +443,7 @@ class Master:
         is_changed = False
         for kind, peers in (("node", self._peers), ("frontend", self._fronts)):
             for name, peer in peers.items():
-                state = health.node_state(peer.heard_s, self._started_s, now_s, timing)
-                if peer.duplicate and now_s - peer.duplicate_s > timing.suspect_s:
-                    peer.duplicate = None
-                is_settled = peer.back_s is not None and now_s - peer.back_s >= timing.suspect_s
-                if is_settled:
-                    peer.back_s = None
-                if state is not peer.state:
-                    if peer.state is NodeState.LOST:
-                        peer.back_s = now_s
-                    log.info(event(f"{kind} {state}", name=name, before=peer.state.value))
-                    peer.state = state
-                    is_changed = True
-                is_changed = is_changed or is_settled
+                is_changed = self._look_at(kind, name, peer, now_s) or is_changed
         if self._is_taking_over and now_s - self._started_s > timing.lost_s:
             self._is_taking_over = False
         if self._outage_s is not None:
@@ -465,6 +454,24 @@ class Master:
                 is_changed = True
         if is_changed or self._disk_error:
             self._plan_soon()
+
+    def _look_at(self, kind: str, name: str, peer: Peer, now_s: float) -> bool:
+        """Note its state; True when that may change where processes go."""
+        timing = self._desired.timing
+        state = health.node_state(peer.heard_s, self._started_s, now_s, timing)
+        if peer.duplicate and now_s - peer.duplicate_s > timing.suspect_s:
+            peer.duplicate = None
+        is_settled = peer.back_s is not None and now_s - peer.back_s >= timing.suspect_s
+        if is_settled:
+            peer.back_s = None
+        before = peer.state
+        if state is before:
+            return is_settled
+        if before is NodeState.LOST:
+            peer.back_s = now_s
+        log.info(event(f"{kind} {state}", name=name, before=before.value))
+        peer.state = state
+        return (before, state) != (NodeState.UNKNOWN, NodeState.UP)
 
     def _note_stranger(self, name: str) -> None:
         if name not in self._strangers and len(self._strangers) < MAX_STRANGERS:

@@ -16,6 +16,8 @@ import time
 import msgspec
 import zmq
 
+from diprocd.client import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+
 BEAT_S = 5.0
 _VERSION = re.compile(rb'"epoch":(\d+),"version":(\d+)')
 _RELEASE = re.compile(rb'"release":(\d+)')
@@ -35,9 +37,12 @@ class Node:
         self.stats.setsockopt(zmq.CONFLATE, 1)
         for socket in (self.updates, self.stats):
             socket.linger = 0
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS[socket.type])
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS[socket.type])
             socket.setsockopt(zmq.RECONNECT_IVL, 100)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self.updates.subscribe(f"n/{name}/")
+        self.updates.subscribe("hb/")
         self.updates.connect(f"ipc://{folder}/updates")
         self.stats.connect(f"ipc://{folder}/stats")
 
@@ -46,9 +51,11 @@ class Node:
         changed = False
         while True:
             try:
-                _, header, body = self.updates.recv_multipart(zmq.NOBLOCK)
+                topic, header, body = self.updates.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return changed
+            if topic == b"hb/":
+                continue
             found = _VERSION.search(header)
             release = _RELEASE.search(body)
             assert found
