@@ -170,9 +170,6 @@ class Master:
         self._peers = {n: p for n, p in self._peers.items() if n in desired.nodes}
         self._fronts = {n: p for n, p in self._fronts.items() if n in desired.frontends}
         self._plan()
-        if self._error is None:
-            with contextlib.suppress(OSError):
-                write_atomic(self._good, self._raw, mode=0o600)
         self._applied_sha256 = hashlib.sha256(self._raw).hexdigest()
         log.info(
             event(
@@ -183,6 +180,9 @@ class Master:
             )
         )
         self._write()
+        if self._error is None:
+            with contextlib.suppress(OSError):
+                write_atomic(self._good, self._raw, mode=0o600)
 
     def _listen(self, endpoints: tuple[str, str]) -> None:
         desired = self._desired

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,8 @@ class StateDir:
 
     def remove(self) -> None:
         """Remove the folder. A launcher that is late finds its lock file gone and gives up."""
+        import shutil  # brings all compressors along, which a restart need not wait for
+
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _put(self, name: str, data: bytes, mode: int) -> None:

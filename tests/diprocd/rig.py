@@ -143,7 +143,7 @@ class Node:
     def worker(self, **fields: Any) -> Daemon:
         """Start the worker and wait until it vouches for its status."""
         one = self.start("worker", **fields)
-        wait(lambda: self.status("worker").get("pid") == one.pid, 10, self.log())
+        wait(lambda: self.status("worker").get("pid") == one.pid, 20, self.log)
         return one
 
     def status(self, daemon: str = "worker") -> dict[str, Any]:
