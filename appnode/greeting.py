@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 HELLO_AGAIN_S = 0.5  # an unanswered hello, a rejected one, an unanswered goodbye
+HELLO_MOST_S = 2.0  # between the hellos of a handler that is rejected again and again
 BEAT_S = 1.0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from appnode.dealer import Dealer, Wire
-from appnode.greeting import BEAT_S, HELLO_AGAIN_S, Event, Say, State, step
+from appnode.greeting import BEAT_S, HELLO_AGAIN_S, HELLO_MOST_S, Event, Say, State, step
 from appnode.incoming import Incoming, parse
 from bareku.curve import Keys
 from bareku.log import event
@@ -96,11 +96,14 @@ class Handler:
 class _Member:
     """A handler as one frontend knows it."""
 
-    __slots__ = ("capacity_said", "handler", "heard_at", "is_leaving", "spoke_at", "state")
+    __slots__ = (
+        "again_s", "capacity_said", "handler", "heard_at", "is_leaving", "spoke_at", "state",
+    )  # fmt: skip
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.state = State.AWAY
+        self.again_s = HELLO_AGAIN_S
         self.spoke_at = 0.0
         self.heard_at = 0.0
         self.capacity_said = 0
@@ -315,6 +318,7 @@ class Link:
             with contextlib.suppress(ValueError, AttributeError):
                 self.frontend = str(json.loads(payload).get("frontend"))
             member.capacity_said = member.handler.hello.capacity
+            member.again_s = HELLO_AGAIN_S
             self._step(member, Event.WELCOME)
             self.say_capacity(number, member.handler.capacity)
 
@@ -382,7 +386,9 @@ class Link:
                 elif since >= BEAT_S - 0.125:
                     member.spoke_at = now
                     self._say(Kind.BEAT, member.handler.number)
-            elif since >= HELLO_AGAIN_S:
+            elif since >= member.again_s:
+                if member.state is State.REJECTED:  # perhaps for as long as it lives
+                    member.again_s = min(member.again_s * 2, HELLO_MOST_S)
                 self._step(member, Event.TICK)
         for answer in list(self._answers.values()):
             answer.check(now)

@@ -172,17 +172,22 @@ class Mongrel2Door:
     def status(self) -> dict[str, object]:
         return {
             "send_spec": self.pair.send_spec,
-            "state": "connected" if self._pull is not None else "away",
+            "state": "connected" if self.is_connected else "away",
             "requests": self.requests,
             "bad_messages": self.bad_messages,
             "in_flight": self._in_flight,
         }
 
     @property
+    def is_connected(self) -> bool:
+        """Its replies would be heard, so it takes requests."""
+        return self._pull is not None and self._pull.is_up
+
+    @property
     def is_busy(self) -> bool:
         """Requests are in flight, or may still be on the way here."""
-        is_hearing = self._pull is not None and self._pull.is_up
-        return bool(self._in_flight or self._backlog or (self._is_leaving and is_hearing))
+        is_hearing = self._is_leaving and self.is_connected
+        return bool(self._in_flight or self._backlog or is_hearing)
 
     def leave(self) -> None:
         """Take no new requests; those that were sent are answered."""

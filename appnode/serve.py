@@ -13,11 +13,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import uvloop
 
 from appnode.asgi import Asgi
+from appnode.greeting import State
 from appnode.incoming import Incoming
 from appnode.link import Answer, Door, Handler, Link
 from appnode.mongrel2 import Mongrel2Door, Pair
@@ -28,6 +30,7 @@ from bareku.errors import BarekuError
 from bareku.log import event
 from frontend.link import Hello
 
+READY_S = 0.05  # between two looks
 FAREWELL_S = 2.0  # a frontend that owes us a farewell for longer is not waited for
 
 logger = logging.getLogger("appnode.serve")
@@ -88,7 +91,7 @@ class Serve:
             process=environ.get("BAREKU_PROCESS", "web.1"),
             node=environ.get("BAREKU_NODE") or socket.gethostname(),
             capacity=options.capacity,
-            token=environ.get("BAREKU_LINK_TOKEN", ""),
+            token=environ.get("BAREKU_LINK_TOKEN") or environ.get("BAREKU_TOKEN", ""),
         )
         self._handler = Handler(1, hello, gateway.open)
         self._links = [
@@ -100,6 +103,22 @@ class Serve:
             Mongrel2Door(pair, self._open(gateway), most=options.capacity)
             for pair in options.mongrel2
         ]
+
+        self._ready_file = environ.get("DIPROC_READY")
+        self._tell_when_ready()
+
+    def _tell_when_ready(self) -> None:
+        """Make the file that diprocd waits for, once somebody can send requests."""
+        if not self._ready_file:
+            return
+        is_welcome = any(link.state_of(1) == State.WELCOME for link in self._links)
+        if is_welcome or any(door.is_connected for door in self._doors):
+            try:
+                Path(self._ready_file).touch()
+            except OSError as exc:
+                logger.warning(event("ready file not written", error=exc.strerror or exc))
+        else:
+            self._loop.call_later(READY_S, self._tell_when_ready)
 
     def _open(self, gateway: Gateway) -> Callable[[Door, Incoming], Answer]:
         return lambda door, incoming: gateway.open(door, 1, incoming, False)

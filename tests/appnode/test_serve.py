@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,36 @@ def test_websockets(frontend: Frontend, tmp_path: Path) -> None:
         "lifespan.shutdown",
     ]
     frontend.wait_handlers(0)
+
+
+def test_ready_file_is_made_when_a_frontend_has_said_welcome(
+    frontend: Frontend, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    environ = {"BAREKU_LINK": frontend.link, "DIPROC_READY": str(ready)}
+    wrong = Serve("wsgi", folder=tmp_path, BAREKU_TOKEN="wrong", **environ)
+    try:
+        until(lambda: b"frontend reached" in wrong.errors.read_bytes(), "connection")
+        assert not until_or_not(ready.exists, 1.0)
+    finally:
+        wrong.stop()
+    right = Serve("wsgi", folder=tmp_path, BAREKU_TOKEN="s3cret", **environ)
+    try:
+        until(ready.exists, "ready file")
+        assert ask(frontend.port, "/hello")[0] == 200
+    finally:
+        right.stop()
+    frontend.wait_handlers(0)
+
+
+def until_or_not(question: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether it comes true within that time."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if question():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_many_at_once(served: Serve, frontend: Frontend) -> None:
