@@ -110,8 +110,8 @@ class Head:
     """A request's head; the same object may serve many requests. `kept` is the doors'."""
 
     __slots__ = (
-        "block", "host", "is_http10", "is_plain", "is_upgrade", "keeps_alive", "kept", "method",
-        "path", "query",
+        "block", "host", "is_http10", "is_plain", "is_upgrade", "keeps_alive", "kept", "log_line",
+        "method", "path", "query",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +123,7 @@ class Head:
         self.is_http10 = is_http10
         self.block = block
         self.host = block.host
+        self.log_line = ""  # for the access log
         self.kept: dict[str, tuple[object, bytes]] = {}
         self.is_upgrade = block.is_upgrade and not is_http10 and method == b"GET"
         # whether the connection stays open after the answer (RFC 9112 §9.3)

@@ -16,7 +16,7 @@ import msgspec
 from bareku.errors import BarekuError
 from bareku.log import event
 from frontend.exchange import Request
-from frontend.http import Block, HttpError
+from frontend.http import Block, Head, HttpError
 from frontend.metrics import Metrics
 
 log = logging.getLogger("frontend")
@@ -136,14 +136,20 @@ def combined(request: Request, status: int, seconds: float) -> str:
     """The combined format, then what only we know as `key=value`."""
     head = request.head
     handler = request.handler
-    if not head.block.log_tail:
-        head.block.log_tail = _tail(head.block)
+    if not head.log_line:
+        head.log_line = _line(head)
+        head.block.log_tail = head.block.log_tail or _tail(head.block)
     return (
-        f'{request.client.remote} - - [{_stamp()}] "{head.method.decode()} '
-        f'{_safe(head.uri.decode("latin-1"))} HTTP/1.{"0" if head.is_http10 else "1"}" {status} '
+        f"{request.client.remote} - - [{_stamp()}] {head.log_line} {status} "
         f"{request.body_out} {head.block.log_tail}host={head.host or '-'}{request.target.log}"
         f"process={handler.process if handler else '-'} ms={seconds * 1000:.1f} id={request.id}\n"
     )
+
+
+def _line(head: Head) -> str:
+    """The request line, made once for each head."""
+    uri = _safe(head.uri.decode("latin-1"))
+    return f'"{head.method.decode()} {uri} HTTP/1.{0 if head.is_http10 else 1}"'
 
 
 def _tail(block: Block) -> str:

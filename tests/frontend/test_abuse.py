@@ -111,7 +111,7 @@ def test_slow_sender_is_told_408_however_it_trickles(
                 with contextlib.suppress(OSError):
                     sock.sendall(b"y")
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert 0.6 < time.monotonic() - began < 2.5
+    assert 0.6 < time.monotonic() - began < 4
     assert not handler.requests
 
 
@@ -213,7 +213,7 @@ def test_ten_thousand_connections_leave_room_for_an_honest_one(start: Start, ser
                 sock.sendall(b"GET / HTTP/1.1\r\nHost")  # for ever incomplete
         began = time.monotonic()
         assert frontend.get()[0] == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         assert rss(frontend) - before < wanted * 6 * 1024
     finally:
         for sock in socks:

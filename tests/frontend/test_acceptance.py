@@ -219,7 +219,7 @@ def test_slow_worker_gets_less(start: Start, serve: Serve) -> None:
     with concurrent.futures.ThreadPoolExecutor(60) as pool:
         statuses = list(pool.map(lambda _: frontend.get()[0], range(60)))
     assert statuses == [200] * 60
-    assert time.monotonic() - began < 1.0 + 0.5  # 0.57 s of work, and 60 threads of a test
+    assert time.monotonic() - began < 2.5  # 0.57 s of work; Mongrel2 needs 6
 
 
 def test_late_reply_after_a_restart_reaches_nobody(start: Start) -> None:
@@ -423,7 +423,8 @@ def test_body_too_large_for_a_pair_is_413(start: Start) -> None:
         assert frontend.get("/", "POST", bytes(20_481))[0] == 413
         assert (
             frontend.raw(
-                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n" + bytes(99999)
+                b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 99999\r\n\r\n"
+                + bytes(99999)
             )[9:12]
             == b"413"
         )

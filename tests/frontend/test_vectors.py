@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 DATA = Path(__file__).parent / "data" / "mongrel2-vectors.jsonl.gz"
 IDENT = "34f9ceee-cd52-4b7f-b197-88bf2f0ec378"
-SILENCE_S = 0.12
+SILENCE_S = 0.08
 
 # parts of Mongrel2 that this frontend does not have, or that need another socket
 ABSENT = re.compile(
