@@ -16,11 +16,13 @@ from pathlib import Path
 
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
+from diprocd import uids
 from diprocd.isolation import Isolation
 from diprocd.spec import NodeConfig, Process
 
 MARK = "diprocd-launch"  # in the command line of a launcher until it has become the process
 KEY = "DIPROC_KEY"  # in the environment of everything a process starts: `id.gen@run`
+NOBODY = "nobody"  # the user of whoever asks for none
 EXIT_LOCKED = 75
 EXIT_FAILED = 71
 
@@ -53,7 +55,7 @@ def prepare(
 
     Raises BarekuError or OSError when the process cannot be started as things are.
     """
-    uid, gid, user = _account(process.user, means)
+    uid, gid, user = _account(process, config, means)
     data = Path(config.data) / process.app
     _own(data, 0o700, uid, gid)
     writable = folder / "ready.d"
@@ -128,9 +130,16 @@ def spawn(
     )
 
 
-def _account(name: str, means: Isolation) -> tuple[int | None, int | None, str]:
+def _account(
+    process: Process, config: NodeConfig, means: Isolation
+) -> tuple[int | None, int | None, str]:
+    """(uid, gid, name); with `uid_base` who asks for no user in particular gets its app's own."""
+    name = process.user
     if not means.user:
         return None, None, pwd.getpwuid(os.geteuid()).pw_name
+    if config.uid_base is not None and name == NOBODY:
+        uid = uids.uid_of(process.app, config.uid_base, Path(config.data))
+        return uid, uid, str(uid)
     try:
         entry = pwd.getpwnam(name)
     except KeyError:

@@ -209,6 +209,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_max_bytes: Annotated[int, Meta(ge=65_536)] = 10 * 2**20  # then it is rotated
     log_rotated: Annotated[int, Meta(ge=1, le=1000)] = 5  # files kept beside each log
     log_releases: Annotated[int, Meta(ge=1)] = 10  # of each app; older logs are removed
+    uid_base: Annotated[int, Meta(ge=1000, le=2**31)] | None = None
     interval_s: Interval = 5.0
     lease_s: Interval = 30.0
 
