@@ -133,10 +133,11 @@ def fits(version, wanted):
         if not match:
             return True  # not ours to judge
         how, bound = match[1] or "==", tuple(map(int, match[2].split(".")))
-        here = version[: len(bound)]
+        here = version[: len(bound)]  # `==3.11` means any 3.11, whatever the letter of PEP 440
+        whole = (*bound, 0, 0)[:3]
         upper = bound[0] if how == "^" else bound[: max(1, len(bound) - 1)]
         good = {
-            ">=": version >= bound, "<=": here <= bound, ">": here > bound, "<": version < bound,
+            ">=": version >= bound, "<=": version <= whole, ">": version > whole, "<": version < bound,
             "==": here == bound, "!=": here != bound, "^": version >= bound and version[0] == upper,
             "~": version >= bound and version[: min(2, len(bound))] == bound[:2],
             "~=": version >= bound and (len(bound) < 2 or version[: len(bound) - 1] == bound[:-1]),
