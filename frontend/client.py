@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
         exchange = shared.exchange
         self._skipped = 0
         if head.path == b"*":
-            self._plain(head, rest, 204, "Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n")
+            self._plain(head, rest, 200, "Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n")
             return
         target = exchange.table.find(head.host, head.path)
         if target is None:
@@ -405,7 +405,7 @@ class Connection(asyncio.Protocol):
         """Answer without any handler."""
         has_body = bool(head.block.length) or head.block.is_chunked
         close = has_body or not head.keeps_alive or self._shared.exchange.is_closing
-        body = b"" if status == 204 else None
+        body = b"" if status == 200 else None
         is_head = head.method == b"HEAD"
         if body is None:
             self.write(self._page(status, "", "", close, is_head, fields))

@@ -434,6 +434,19 @@ def test_answer_to_head_has_no_body_even_when_the_app_sends_one(start: Start, se
     assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+def test_options_of_the_server_itself_are_answered_here(start: Start, serve: Serve) -> None:
+    frontend = start()
+    handler = serve(frontend)
+    with frontend.connect() as sock:
+        sock.sendall(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, body, rest = read_response(sock)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nAllow: GET, " in head
+        assert body == b""
+        assert read_response(sock, rest)[1] == b"web.1"
+    assert len(handler.requests) == 1
+
+
 def test_expected_continue_is_said_before_the_body(start: Start, serve: Serve) -> None:
     frontend = start()
     handler = serve(frontend)
