@@ -73,7 +73,8 @@ def begin(
         reached("ready")
         journal.write(root, msgspec.structs.replace(entry, phase=Phase.SWITCHED))
         reached("switched")
-        _wait_until_switched(root, desired.publish(root))
+        desired.publish(root)
+        _wait_until_switched(root)
         reached("routed")
     except BaseException:
         take_back(root, entry)
@@ -168,9 +169,12 @@ def _wait_until_ready(root: Root, release: Release, console: Console) -> None:
     )
 
 
-def _wait_until_switched(root: Root, sha256: str) -> None:
+def _wait_until_switched(root: Root) -> None:
+    """Wait for the desired state as it is now: what others publish meanwhile holds ours too."""
     if not observe.until(
-        desired.status_path(root), SWITCH_S, lambda status: observe.is_switched(status, sha256)
+        desired.status_path(root),
+        SWITCH_S,
+        lambda status: observe.is_switched(status, desired.digest(root)),
     ):
         raise BarekuError(
             "cannot switch the routes: the frontend did not confirm them",

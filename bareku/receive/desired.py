@@ -32,8 +32,8 @@ PREPARE = "release"  # Heroku's name for the command that runs before a release,
 FRONTEND = "frontend1"  # the one-machine shape has one
 
 
-def publish(root: Root) -> str:
-    """Write the desired state if it changed; returns its sha256, which the master repeats."""
+def publish(root: Root) -> None:
+    """Write the desired state if it changed."""
     with locked(root.journal / ".desired.lock", holder="publish", timeout_s=10.0):
         data = render(root, settings_file.load(root))
         try:
@@ -42,7 +42,11 @@ def publish(root: Root) -> str:
             is_changed = True
         if is_changed:
             write_atomic(root.desired, data, mode=0o600)
-    return hashlib.sha256(data).hexdigest()
+
+
+def digest(root: Root) -> str:
+    """The sha256 of the desired state, which the master repeats when it has read it."""
+    return hashlib.sha256(root.desired.read_bytes()).hexdigest()
 
 
 def render(root: Root, settings: Settings) -> bytes:

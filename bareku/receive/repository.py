@@ -32,9 +32,12 @@ def create(repository: Path, branch: str) -> None:
 
 
 def configure(repository: Path) -> None:
-    """Set what Bareku relies on; harmless to repeat."""
+    """Set what Bareku relies on, where it is not set already."""
+    listed = git("config", "--local", "--list", "--null", git_dir=repository).split("\0")
+    known = dict(entry.partition("\n")[::2] for entry in listed)
     for key, value in CONFIG.items():
-        git("config", key, value, git_dir=repository)
+        if known.get(key.lower()) != value:
+            git("config", key, value, git_dir=repository)
 
 
 def resolve(repository: Path, ref: str) -> str:

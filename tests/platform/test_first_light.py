@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -559,3 +560,17 @@ def test_two_pushes_at_once_deploy_one_after_the_other(
     assert "Waiting: ada is deploying busy" in text
     assert "someone else has pushed meanwhile" in text
     assert bareku.get("busy") == (200, "slow")
+
+
+def test_several_apps_deploy_at_the_same_time(
+    bareku: Bareku, new_repository: Callable[[str], Repository]
+) -> None:
+    repositories = [new_repository(f"twin-{number}") for number in range(3)]
+    for page in ("one", "two"):
+        for repository in repositories:
+            repository.commit(plain(f"{repository.app} {page}"))
+        with ThreadPoolExecutor(len(repositories)) as pool:
+            texts = list(pool.map(lambda repository: repository.push(), repositories))
+        assert all("-----> Job done." in text for text in texts)
+        for repository in repositories:
+            assert bareku.get(repository.app) == (200, f"{repository.app} {page}")
