@@ -22,7 +22,7 @@ def say(method: str, query: str, test: str, path: str) -> bytes:
 
 def wsgi(environ, start_response):
     path, query = environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"])
-    log(f"{environ['REQUEST_METHOD']} {path}")
+    log(f"{environ['REQUEST_METHOD']} {path}" + f"?{environ['QUERY_STRING']}" * bool(query))
     text = [("Content-Type", "text/plain")]
 
     def ok(body, headers=()):
@@ -34,7 +34,6 @@ def wsgi(environ, start_response):
         size = -1 if whole else int(environ.get("CONTENT_LENGTH") or 0)
         return ok(environ["wsgi.input"].read(size))
     if path == "/work":
-        log(f"{environ['REQUEST_METHOD']} /work?{environ['QUERY_STRING']}")
         time.sleep(float(os.environ["WORK_S"]))
         return ok(b"worked")
     if path == "/count":
