@@ -19,6 +19,7 @@ from bareku import procfile
 from bareku.errors import BarekuError
 from bareku.receive import contract, group, sandbox
 from bareku.receive.buildpack import (
+    NOT_OF_IT,
     Buildpack,
     Choice,
     digest,
@@ -354,7 +355,7 @@ def _copy(tree: Path, buildpack: Path) -> Path:
     for source in (buildpack, buildpack.parent / "lib"):
         target = folder / source.name
         if source.is_dir() and not target.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_OF_IT))
     return home
 
 

@@ -20,6 +20,7 @@ from bareku.errors import BarekuError, nearest
 
 MAX_TEXT_BYTES = 64 * 2**10  # of a Procfile, .buildpacks and the like: the largest have 50 lines
 MAX_CHOSEN = 8
+NOT_OF_IT = frozenset({".git", "__pycache__"})  # beside a buildpack's files, not among them
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _URL = re.compile(r"(?:https?|git|file)://[^\s#]+")
@@ -85,7 +86,7 @@ def digest(buildpack: Buildpack | Path, env: Mapping[str, str] | None = None) ->
         for folder in (home, home.parent / "lib") if has_library else (home,):
             for file in sorted(folder.rglob("*")):
                 inside = file.relative_to(folder)
-                if file.is_file() and inside.parts[0] != ".git":
+                if file.is_file() and not NOT_OF_IT & set(inside.parts):
                     content = hashlib.sha256(file.read_bytes()).hexdigest()
                     total.update(f"{folder.name}/{inside} {content}\n".encode())
         for key, value in sorted((env or {}).items()):

@@ -441,6 +441,9 @@ def test_a_buildpacks_digest_changes_with_its_files_and_library(tmp_path: Path) 
     shutil.copytree(paths.buildpacks(), tmp_path / "b")
     before = build.digest(tmp_path / "b" / "python")
     assert before == build.digest(paths.buildpacks() / "python")
+    (tmp_path / "b" / "python" / "lib" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "b" / "python" / "lib" / "__pycache__" / "x.pyc").write_text("made by a test")
+    assert build.digest(tmp_path / "b" / "python") == before
     with (tmp_path / "b" / "lib" / "output.sh").open("a") as file:
         file.write("# more\n")
     assert build.digest(tmp_path / "b" / "python") != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from types import ModuleType
 
 import pytest
@@ -19,7 +20,9 @@ def locked() -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode  # nothing beside its files
     spec.loader.exec_module(module)
+    sys.dont_write_bytecode = before
     return module
 
 
