@@ -74,6 +74,8 @@ class Client:
         self._load = Load(self._conf_file.parent)
         self._have: tuple[int, int] = (0, 0)
         self._sha256 = ""
+        # the newest document this node ever took: nothing older is taken, whatever the file holds
+        self._known: tuple[tuple[int, int], str] | None = None
         self._seq = 0
         self._error: str | None = None
         self._notice: str | None = None
@@ -202,8 +204,9 @@ class Client:
             self._set_notice(exc.message)
             return
         offered = (header.epoch, header.version)
-        if offered <= self._have:
-            if header.epoch < self._have[0]:
+        floor = self._known[0] if self._known else (0, 0)
+        if offered <= self._have or offered < floor:
+            if header.epoch < floor[0]:
                 self._set_notice(f"stale_master: it offered epoch {header.epoch}")
             elif offered == self._have and header.sha256 != self._sha256:
                 self._set_notice("stale_master: same version, other content")
@@ -215,7 +218,7 @@ class Client:
             log.warning(event("document not written", error=self._error))
         else:
             self._error = self._notice = None
-            self._have, self._sha256 = offered, header.sha256
+            self._have, self._sha256 = self._known = (offered, header.sha256)
             log.info(
                 event(
                     "document accepted",
@@ -237,20 +240,25 @@ class Client:
     # from the worker
 
     def _look_at_conf(self) -> None:
-        """What the file holds counts, not what we remember: a damaged one is fetched again."""
+        """What the file holds counts, not what we remember: a damaged or edited one is fetched
+        again. Only at the start, with nothing to compare it with, the file is taken at its word.
+        """
+        body = b""
         with contextlib.suppress(OSError):
             if self._conf_file.stat().st_size <= MAX_DOCUMENT_BYTES:
                 body = self._conf_file.read_bytes()
-                if self._sha256 and wire.digest(body) == self._sha256:
-                    return
-                with contextlib.suppress(BarekuError):
-                    document = wire.decode(body, NodeDocument, str(self._conf_file))
-                    wire.check_document(document, self.node)
-                    self._have = (document.epoch, document.version)
-                    self._sha256 = wire.digest(body)
-                    self._send_soon()
-                    return
-        self._have, self._sha256 = (0, 0), ""
+        sha256 = wire.digest(body)
+        if self._known is None:
+            self._known = ((0, 0), "")
+            with contextlib.suppress(BarekuError):
+                document = wire.decode(body, NodeDocument, str(self._conf_file))
+                wire.check_document(document, self.node)
+                self._known = ((document.epoch, document.version), sha256)
+        have, known_sha256 = self._known
+        if sha256 == known_sha256:
+            self._have, self._sha256 = have, sha256
+        else:
+            self._have, self._sha256 = (0, 0), ""
         self._send_soon()
 
     def _read_worker(self) -> None:

@@ -192,6 +192,8 @@ class Node:
         for one in self.daemons:
             if one.process.poll() is None:
                 one.kill()
+        if not any((self.run / "i").glob("*")):
+            return
         done = subprocess.run(
             [*PROGRAM, "worker", "--stop-all", "--config", str(self.config_path)],
             cwd=TOP,

@@ -157,18 +157,35 @@ def test_body_that_is_not_what_the_header_says_is_refused(
     assert not node.conf_file.exists()
 
 
-def test_document_that_was_damaged_on_disk_is_fetched_again(
-    make_node: Callable[..., Node], speaker: Speaker
+@pytest.mark.parametrize("is_edited", [False, True], ids=["damaged", "edited"])
+def test_document_that_was_changed_on_disk_is_fetched_again(
+    make_node: Callable[..., Node], speaker: Speaker, is_edited: bool
 ) -> None:
     node, _ = start(make_node, speaker)
     speaker.wait_for_subscription(wire.node_topic("web1"))
     speaker.publish(1, 5)
     speaker.hear(lambda one: one["have"] == 5)
-    node.conf_file.write_bytes(b'{"node": "we')
+    other = speaker.document(1, 9, count=1) if is_edited else b'{"node": "we'
+    node.conf_file.write_bytes(other)
     speaker.hear(lambda one: one["have"] == 0)
+    speaker.publish(1, 4)
     speaker.publish(1, 5)
     speaker.hear(lambda one: one["have"] == 5)
     assert node.conf_file.read_bytes() == speaker.document(1, 5)
+
+
+def test_document_of_an_earlier_run_is_taken_at_its_word(
+    make_node: Callable[..., Node], speaker: Speaker
+) -> None:
+    node = make_node(master_updates=speaker.updates, master_stats=speaker.stats, interval_s=0.2)
+    node.conf_file.write_bytes(speaker.document(2, 7))
+    node.start("client")
+    speaker.wait_for_subscription(wire.node_topic("web1"))
+    speaker.publish(2, 6)
+    found = speaker.hear(lambda one: True)
+    assert (found["epoch"], found["have"]) == (2, 7)
+    speaker.publish(2, 8)
+    speaker.hear(lambda one: one["have"] == 8)
 
 
 def test_document_is_kept_private(make_node: Callable[..., Node], speaker: Speaker) -> None:
