@@ -34,6 +34,7 @@ class Wsgi:
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Request | None] = SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
+        self._is_waking = False
         self.is_many = threads > 1
         self.change = threading.Condition()  # of any request; few threads wait at a time
         self._threads = [
@@ -55,12 +56,14 @@ class Wsgi:
 
     def call(self, function: Callable[[], None]) -> None:
         """Run it in the loop's thread, in order; one wake-up for many."""
-        is_first = not self._calls
         self._calls.append(function)
-        if is_first:
+        # the flag is only down while no flush is to come, and flushing begins by lowering it
+        if not self._is_waking:
+            self._is_waking = True
             self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
+        self._is_waking = False
         while self._calls:
             self._calls.popleft()()
 
