@@ -181,7 +181,9 @@ def measure_worker(folder: Path, *, quick: bool) -> dict[str, float]:
         time.sleep(1)
         found["steady_cpu_pct_200"] = cpu_pct(worker.pid, 4 if quick else 30)
         found["rss_mib_200"] = psutil.Process(worker.pid).memory_info().rss / 2**20
-        found["respawn_ms"] = statistics.median(_respawn_ms(worker) for _ in range(3 if quick else 9))
+        found["respawn_ms"] = statistics.median(
+            _respawn_ms(worker) for _ in range(3 if quick else 9)
+        )
         if not quick:
             begun = time.monotonic()
             worker.put(1000)

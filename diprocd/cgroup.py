@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from diprocd.procfs import open_process, read_stat, send
 
@@ -18,8 +19,7 @@ MOUNT = Path("/sys/fs/cgroup")
 LIMITS = ("memory", "pids", "cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroups:
+class Cgroups(Struct, frozen=True):
     """Where this worker makes its groups; None and empty where the host has none for us."""
 
     v2: Path | None = None

@@ -11,8 +11,9 @@ import pwd
 import re
 import shlex
 import signal
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
@@ -32,8 +33,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESET = [signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2]
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """What a process was started with, beside its entry."""
 
     uid: int | None

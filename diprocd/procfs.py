@@ -11,7 +11,8 @@ import os
 import signal
 import struct
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -20,8 +21,7 @@ _PIDFD_INFO_EXIT = 8
 _DEAD = frozenset("ZXx")
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Struct, frozen=True):
     """The fields of /proc/PID/stat that matter here."""
 
     pid: int
@@ -39,8 +39,7 @@ class Stat:
         return self.state not in _DEAD
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """How a process ended, as far as could be observed."""
 
     code: int | None = None

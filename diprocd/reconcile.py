@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from diprocd.lifecycle import State
 from diprocd.spec import Process
@@ -20,8 +20,7 @@ Key = tuple[str, str]  # (id, gen)
 _NOT_IN_GEN = ("id", "index", "priority")
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(Struct, frozen=True):
     """One generation of a process that the worker holds."""
 
     id: str
@@ -30,8 +29,7 @@ class Present:
     exclusive: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Generations to have and to let go; those in neither wait for another to move first."""
 
     want: frozenset[Key]
