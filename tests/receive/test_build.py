@@ -449,6 +449,17 @@ def test_a_buildpacks_digest_changes_with_its_files_and_library(tmp_path: Path) 
     assert build.digest(tmp_path / "b" / "python") != before
 
 
+def test_a_cache_that_has_grown_too_large_loses_its_downloads(tmp_path: Path) -> None:
+    for name in ("uv", "venv"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_bytes(os.urandom(2 * 2**20))
+    library = paths.buildpacks() / "lib" / "cache.sh"
+    for most, left in ((100, ["uv", "venv"]), (3, ["venv"])):
+        script = f'set -eu; . {library}; bound_cache "$0" {most} uv pip'
+        subprocess.run(["bash", "-c", script, str(tmp_path)], check=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
 def test_shellcheck_is_content_with_the_libraries() -> None:
     files = [str(path) for path in paths.buildpacks().rglob("*.sh")]
     assert subprocess.run(["shellcheck", *files], capture_output=True).returncode == 0

@@ -89,6 +89,7 @@ keep_or_prune() {
         [ -z "$3" ] || { mv node_modules "$both/all" && mv "$both/pruned" node_modules; }
     else
         rm -rf "$cache/modules"
+        bound_cache "$cache" 2048 npm yarn pnpm
         if [ -n "$key" ]; then
             mkdir -p "$both"
             cp -al node_modules "$both/all.part"

@@ -51,6 +51,7 @@ install_requirements() {
     esac
     mend_venv
     rm -rf "$cache/venv"
+    bound_cache "$cache" 2048 uv pip
     [ -z "$key" ] || lend "$key"
 }
 
