@@ -244,11 +244,16 @@ class _Request(Native):
         if data or end:
             self.door.reply(self, data, end=end)
 
+    def _grant_more(self) -> None:
+        """In the loop's thread, and not while the app's counts what it took."""
+        with self._change:
+            self._grant()
+
     def read_some(self, size: int) -> bytes:
         """Up to `size` bytes of the body; blocks; empty at its end."""
         with self._change:
             if not self._pieces and not self.body_ended:
-                self._wsgi.call(self._grant)
+                self._wsgi.call(self._grant_more)
             while not self._pieces and not self.body_ended and not self.is_gone:
                 self._change.wait()
             if self.is_gone:
