@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bareku import curve
 from diprocd import wire
 from diprocd.spec import NodeDocument
 from tests.diprocd.rig import SLEEP, Cluster, Node, Wire, start_ticks, wait
@@ -361,6 +362,30 @@ def test_client_killed_at_any_moment_leaves_the_old_document_or_the_new(
     wait(lambda: node.status("client").get("pid") == final.pid, 10)
     version = cluster.status()["nodes"]["web1"]["version"]
     wait(lambda: node.status("client")["have"] == version, 10)
+
+
+def test_cluster_with_keys_works_and_a_node_with_a_foreign_key_is_left_out(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    cluster = make_cluster("n1", "n2")
+    keys = {name: curve.make(tmp_path / f"{name}.key") for name in ("master", "n1", "n2", "x")}
+    cluster.desired["curve_key"] = str(tmp_path / "master.key")
+    for name, node in cluster.nodes.items():
+        cluster.desired["nodes"][name] = {"curve": keys[name].public}
+        own = "x" if name == "n2" else name
+        node.config |= {
+            "curve_key": str(tmp_path / f"{own}.key"),
+            "curve_master": keys["master"].public,
+        }
+        node.save()
+    cluster.app(2)
+    cluster.start()
+    wait(lambda: list(cluster.ready().values()) == ["n1"], 20, cluster.log)
+    assert cluster.status()["nodes"]["n2"]["state"] == "unknown"
+    assert not cluster.nodes["n2"].conf_file.exists()
+    cluster.desired["nodes"]["n2"]["curve"] = keys["x"].public
+    cluster.publish()
+    wait(lambda: len(cluster.ready()) == 2, 20, cluster.log)
 
 
 def test_node_that_nobody_desires_is_named_and_gets_nothing(
