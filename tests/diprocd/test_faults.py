@@ -408,6 +408,20 @@ def test_a_second_worker_ends_and_the_first_does_not_notice(node: Node) -> None:
     assert len(node.living()) == 1
 
 
+def test_workers_of_one_machine_never_take_each_others_processes(
+    new_node: Callable[..., Node],
+) -> None:
+    one, other = new_node(), new_node()
+    for node in (one, other):
+        node.start(entry(cmd=ESCAPE, stop={"grace_s": 0.3}))
+        await_until(lambda node=node: len(node.living()) == 2)
+    assert one.process()["gen"] == other.process()["gen"]
+    before = {(proc.pid, proc.start_ticks) for proc in other.living()}
+    one.put()
+    one.await_gone()
+    assert {(proc.pid, proc.start_ticks) for proc in other.living()} == before
+
+
 def test_after_a_reboot_without_a_master_everything_is_started_a_few_at_once(node: Node) -> None:
     begin = sh("date +b%s.%N; sleep 0.2; touch $DIPROC_READY; exec sleep 600")
     node.start(*(entry(f"web.{index}", begin, ready={"file": True}) for index in range(1, 9)))
