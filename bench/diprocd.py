@@ -274,7 +274,7 @@ def measure_master(folder: Path, nodes: int, *, quick: bool) -> dict[str, float]
             times.append(all_at(release) - begun)
         found[f"publish_{nodes}_s"] = statistics.median(times)
         time.sleep(1)
-        found[f"master_cpu_pct_{nodes}"] = cpu_pct(master.pid, 5 if quick else 30)
+        found[f"master_cpu_pct_{nodes}"] = cpu_pct(master.pid, 4 if quick else 30)
         found[f"master_rss_mib_{nodes}"] = psutil.Process(master.pid).memory_info().rss / 2**20
         master.kill()
         master.wait()
@@ -332,7 +332,7 @@ def measure_peer(
         until(lambda: len(sleepers(marker)) == COUNT, pause_s=0.01)
         found[f"{name}_cold_200_s"] = time.monotonic() - begun
         time.sleep(1)
-        found[f"{name}_steady_cpu_pct_200"] = cpu_pct(one.pid, 3 if quick else 30)
+        found[f"{name}_steady_cpu_pct_200"] = cpu_pct(one.pid, 2 if quick else 30)
         found[f"{name}_rss_mib_200"] = psutil.Process(one.pid).memory_info().rss / 2**20
         victim = sleepers(marker)[-1]
         before = set(sleepers(marker))
