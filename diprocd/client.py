@@ -25,12 +25,12 @@ from bareku.daemon import Presence, is_fresh
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
 from bareku.log import event
+from bareku.watch import LOOK_S, Watcher
 from diprocd import procfs, wire
 from diprocd.loop import Loop, Timer
 from diprocd.names import expand_name
 from diprocd.spec import PROTOCOL, NodeConfig, NodeDocument
 from diprocd.stats import Load
-from diprocd.watch import LOOK_S, Watcher
 
 log = logging.getLogger("diprocd.client")
 

@@ -22,13 +22,13 @@ from bareku.daemon import Presence
 from bareku.errors import BarekuError
 from bareku.files import write_atomic
 from bareku.log import event
+from bareku.watch import LOOK_S, Watcher
 from diprocd import expand, fleet, health, ledger, press, wire
 from diprocd.health import NodeState
 from diprocd.hub import Hub
 from diprocd.loop import Loop, Timer, close_on_exec, raise_file_limit
 from diprocd.placement import Host
 from diprocd.spec import Desired
-from diprocd.watch import LOOK_S, Watcher
 
 log = logging.getLogger("diprocd.master")
 

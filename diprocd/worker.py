@@ -22,6 +22,7 @@ from bareku.config import MAX_DOCUMENT_BYTES
 from bareku.daemon import Presence
 from bareku.errors import BarekuError
 from bareku.log import event
+from bareku.watch import LOOK_S, Watcher
 from diprocd import isolation, ports, procfs, rotate
 from diprocd.instance import Instance
 from diprocd.lifecycle import ALIVE, Event, State
@@ -30,7 +31,6 @@ from diprocd.names import expand_name
 from diprocd.reconcile import Present, generation, plan
 from diprocd.spec import NodeConfig, NodeDocument, Process
 from diprocd.statedir import StateDir
-from diprocd.watch import LOOK_S, Watcher
 from diprocd.wire import check_document
 
 log = logging.getLogger("diprocd.worker")

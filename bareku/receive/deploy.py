@@ -84,10 +84,7 @@ def begin(
 def require_master(root: Root) -> None:
     """Raise BarekuError unless a master is there to run what a deploy asks for."""
     if not is_fresh(desired.status_path(root)):
-        raise BarekuError(
-            "cannot deploy: diprocd master is not running",
-            hint="start it with `bareku up`, then try again",
-        )
+        raise observe.no_master()
 
 
 def settle(root: Root, app: str) -> None:

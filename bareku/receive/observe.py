@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from bareku.app import Release
 from bareku.daemon import is_fresh
 from bareku.errors import BarekuError
 from bareku.files import read_json
+from bareku.watch import LOOK_S, Watcher
 from diprocd.spec import process_id
 
-POLL_S = 0.01  # a stat() of one file; the master rewrites it within milliseconds of a change
+WITHOUT_INOTIFY_S = 0.05  # between two looks at the file, where the kernel does not tell
 
 Status = Mapping[str, Any]
 
@@ -119,26 +121,38 @@ def why(process: Status) -> str:
 
 
 def watch(path: Path, timeout_s: float) -> Iterator[Status]:
-    """The master's status, again at each change, until `timeout_s` has passed.
+    """The master's status now and again at each change, until `timeout_s` has passed.
 
     Raises BarekuError when no master vouches for it.
     """
     deadline = time.monotonic() + timeout_s
-    seen: tuple[int, int] | None = None
-    while time.monotonic() < deadline:
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            found = None
-        if found and (found.st_ino, found.st_mtime_ns) != seen:
-            seen = (found.st_ino, found.st_mtime_ns)
-            yield read_json(path)
-        elif not is_fresh(path):
-            raise BarekuError(
-                "cannot deploy: diprocd master is not running",
-                hint="start it with `bareku up`, then push again",
-            )
-        time.sleep(POLL_S)
+    news = [True]
+    watcher = Watcher()
+    watcher.file(path, lambda: news.append(True))
+    try:
+        while (left_s := deadline - time.monotonic()) > 0:
+            if news and path.exists():
+                news.clear()
+                yield read_json(path)
+                continue
+            if not is_fresh(path):
+                raise no_master()
+            if watcher.fd >= 0:
+                select.select([watcher.fd], [], [], min(left_s, LOOK_S))
+                watcher.read()
+            else:
+                time.sleep(WITHOUT_INOTIFY_S)
+            watcher.look()
+    finally:
+        watcher.close()
+
+
+def no_master() -> BarekuError:
+    """What to say when nobody is there to run what a deploy asks for."""
+    return BarekuError(
+        "cannot deploy: diprocd master is not running",
+        hint="start it with `bareku up`, then try again",
+    )
 
 
 def until(path: Path, timeout_s: float, holds: Callable[[Status], bool]) -> bool:
