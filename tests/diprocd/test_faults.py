@@ -412,8 +412,9 @@ def test_workers_of_one_machine_never_take_each_others_processes(
     new_node: Callable[..., Node],
 ) -> None:
     one, other = new_node(), new_node()
+    escape = sh("(setsid sleep 600 &); exec sleep 600")  # two processes that start no others
     for node in (one, other):
-        node.start(entry(cmd=ESCAPE, stop={"grace_s": 0.3}))
+        node.start(entry(cmd=escape, stop={"grace_s": 0.3}))
         await_until(lambda node=node: len(node.living()) == 2)
     assert one.process()["gen"] == other.process()["gen"]
     before = {(proc.pid, proc.start_ticks) for proc in other.living()}
