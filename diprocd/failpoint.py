@@ -2,8 +2,7 @@
 
 A place that is named there kills its daemon or sleeps as it is passed; without the variable a
 place costs a look into an empty dict. Places: `spawned` (a launcher is started), `signalled` (a
-process got its stop signal), `accepted` (a document is good, not yet written), `placed` (the
-placement is decided, not yet kept).
+process got its stop signal).
 """
 
 from __future__ import annotations
